@@ -1,0 +1,1 @@
+"""Who turns the knobs: PPO, the Optuna tuner, the baselines and the statistics that compare them."""

@@ -1,0 +1,1 @@
+"""The Gymnasium environments of lepton_rl: fine-tuning as a game of knobs."""

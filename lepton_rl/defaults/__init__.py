@@ -1,0 +1,1 @@
+"""The tuned defaults that ship with the package (JSON files)."""

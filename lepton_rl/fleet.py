@@ -1,0 +1,212 @@
+"""The engine for N networks of one architecture at once."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lepton_rl.auxiliary import AuxiliaryHeads
+from lepton_rl.engine import CHUNK, VIEW, Engine, Side
+from lepton_rl.lanes import LaneBatchNorm2d, LaneMode, stack_lanes
+from lepton_rl.normalisation import MOMENTUM
+from lepton_rl.optim import LaneAdam
+from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
+from lepton_rl.task import VisibleTask
+
+
+class FleetEngine(Engine):
+    """Fine-tune N lanes of one architecture as one computation.
+
+    All weights of a layer group lie in one tensor `[lanes, p]`, so that the optimizer, norms, snapshots and the
+    transfer coefficient are a few element-wise operations for all lanes, and there is no Python per lane in
+    the inner loop.
+
+    Args:
+        example: A task whose model every lane shares the architecture of, with the largest class count.
+        lanes: Number of lanes.
+        device: Where to train.
+        dtype: Floating point type.
+    """
+
+    def __init__(
+        self,
+        example: VisibleTask,
+        lanes: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(lanes=lanes, example=example, device=torch.device(device), dtype=dtype)
+        self.plan = find_stages(example.model)
+        self.network = stack_lanes(example.model, lanes).to(self.device, dtype)
+        self.mode = LaneMode()
+        self.norms: list[LaneBatchNorm2d] = []
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, LaneBatchNorm2d):
+                layer.group, layer.mode = self.plan.group_of(name), self.mode
+                self.norms.append(layer)
+        self._collect_parameters()
+        self.live = torch.zeros(lanes, N_GROUPS, dtype=torch.bool, device=self.device)
+        self._features: list[Tensor] = []
+        head = self.network.get_submodule(self.plan.head)
+        head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
+        linear = example.model.get_submodule(self.plan.head)
+        assert isinstance(linear, nn.Linear)
+        self.heads = AuxiliaryHeads(lanes, linear.in_features, self.device, dtype)
+
+    def _collect_parameters(self) -> None:
+        """Move all parameters into one block per layer group; the network's own are placeholders from then on."""
+        self.names: list[list[str]] = [[] for _ in range(N_GROUPS)]
+        self.shapes: dict[str, torch.Size] = {}
+        for name, parameter in self.network.named_parameters():
+            self.names[self.plan.group_of(name)].append(name)
+            self.shapes[name] = parameter.shape
+        parameters = dict(self.network.named_parameters())
+        self.blocks: list[Tensor] = []
+        for names in self.names:
+            rows = [parameters[name].detach().reshape(self.lanes, -1) for name in names]
+            empty = torch.zeros(self.lanes, 0, device=self.device, dtype=self.dtype)
+            self.blocks.append(torch.cat(rows or [empty], dim=1).requires_grad_(True))
+        self.start = [block.detach().clone() for block in self.blocks]
+        self.optimizers = [LaneAdam(block) for block in self.blocks]
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Cut the blocks into the network's parameters."""
+        cut: dict[str, Tensor] = {}
+        for names, block in zip(self.names, self.blocks, strict=True):
+            sizes = [self.shapes[name].numel() // self.lanes for name in names]
+            for name, part in zip(names, block.split(sizes, dim=1) if names else (), strict=True):
+                cut[name] = part.reshape(self.shapes[name])
+        return cut
+
+    # ----- weights
+
+    @torch.no_grad()
+    def _load_network(self, lane: int, task: VisibleTask) -> None:
+        parameters = {name: p.detach() for name, p in task.model.named_parameters()}
+        for names, block, start in zip(self.names, self.blocks, self.start, strict=True):
+            if names:
+                parts = [self._fit(parameters[name], self.shapes[name][1:]) for name in names]
+                row = torch.cat([part.flatten() for part in parts]).to(self.device, self.dtype)
+                block[lane] = row
+                start[lane] = row
+        buffers = dict(task.model.named_buffers())
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, LaneBatchNorm2d):
+                for side in ("source", "target"):
+                    layer.get_buffer(f"{side}_mean")[lane] = buffers[f"{name}.running_mean"].to(self.device)
+                    layer.get_buffer(f"{side}_var")[lane] = buffers[f"{name}.running_var"].to(self.device)
+        self.live[lane] = False
+        self._forget(lane)
+
+    def _fit(self, value: Tensor, shape: torch.Size) -> Tensor:
+        """Pad the head of a task with fewer classes; the padded classes are masked and get no gradient."""
+        if value.shape == shape:
+            return value
+        padded = value.new_zeros(shape)
+        padded[: value.shape[0]] = value
+        return padded
+
+    def _forget(self, lane: int) -> None:
+        mask = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
+        mask[lane] = True
+        for optimizer in self.optimizers:
+            optimizer.forget(mask)
+
+    @torch.no_grad()
+    def snapshot(self, lane: int) -> dict[str, Tensor]:
+        """Copy a lane's weights and both domains' statistics."""
+        weights = {f"weights.{i}": block[lane].clone() for i, block in enumerate(self.blocks)}
+        for i, layer in enumerate(self.norms):
+            for name, buffer in layer.named_buffers():
+                weights[f"statistics.{i}.{name}"] = buffer[lane].clone()
+        return weights
+
+    @torch.no_grad()
+    def restore(self, lane: int, weights: dict[str, Tensor]) -> None:
+        """Put a snapshot back; moments start anew."""
+        for i, block in enumerate(self.blocks):
+            block[lane] = weights[f"weights.{i}"]
+        for i, layer in enumerate(self.norms):
+            for name, buffer in layer.named_buffers():
+                buffer[lane] = weights[f"statistics.{i}.{name}"]
+        self._forget(lane)
+
+    @torch.no_grad()
+    def pull_back(self, lanes: Tensor, keep: float) -> None:
+        """Move the weights of marked lanes towards the pretrained ones."""
+        for block, start in zip(self.blocks, self.start, strict=True):
+            block.copy_(torch.where(lanes[:, None], start.lerp(block, keep), block))
+
+    # ----- forward and backward
+
+    def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.mode.side, self.mode.update, self.mode.momentum = side, update, MOMENTUM
+        self.mode.live = self.live if live else None
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        wide = images.transpose(0, 1).flatten(1, 2)
+        self._features.clear()
+        logits = functional_call(self.network, self._parameters(), (wide,))
+        features = self._features[-1]
+        return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))  # type: ignore[return-value]
+
+    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor) -> None:
+        for block in self.blocks:
+            block.grad = None
+        if loss.requires_grad:
+            torch.autograd.backward(loss.sum())
+        for group, (block, optimizer) in enumerate(zip(self.blocks, self.optimizers, strict=True)):
+            if block.requires_grad:
+                gradient = torch.zeros_like(block) if block.grad is None else block.grad
+                optimizer.step(gradient, learning_rate, trained & self.live[:, group])
+
+    def set_depth(self, unfrozen_stages: Tensor) -> None:
+        """Freeze and unfreeze per lane; where no lane trains a stage, the backward pass stops above it."""
+        group = torch.arange(N_GROUPS, device=self.device)
+        live = (group == HEAD) | (group >= N_STAGES - unfrozen_stages[:, None])
+        freezing = self.live & ~live
+        self.live = live
+        any_live = live.any(0).tolist()
+        for i, (block, optimizer) in enumerate(zip(self.blocks, self.optimizers, strict=True)):
+            block.requires_grad_(any_live[i])
+            optimizer.forget(~live[:, i])
+        if bool(freezing.any()):
+            self.estimate_statistics("target", freezing)
+
+    @torch.no_grad()
+    def estimate_statistics(self, side: Side, stages: Tensor) -> None:
+        """Take the statistics of marked lanes and stages from the domain's view."""
+        name = "target_unlabelled" if side == "target" else "source_val"
+        rows, _ = self._view_rows(name, VIEW)
+        images, _ = self.pool.gather(rows)
+        everyone = torch.ones(self.lanes, dtype=torch.bool, device=self.device)
+        for i, chunk in enumerate(images.split(CHUNK, 1)):
+            self.mode.side, self.mode.live, self.mode.update = side, stages, everyone
+            self.mode.momentum = 1 / (i + 1)
+            self._run(self._normalise(self._unit(chunk)))
+
+    # ----- readings
+
+    def gradient_norms(self) -> Tensor:
+        """Return the last gradient's norm per layer group."""
+        norms = [
+            torch.zeros(self.lanes, device=self.device, dtype=self.dtype) if b.grad is None else b.grad.norm(dim=1)
+            for b in self.blocks
+        ]
+        return torch.stack(norms, dim=1) * self.live
+
+    def weight_norms(self) -> tuple[Tensor, Tensor]:
+        """Return weight norm and distance from the pretrained weights per layer group."""
+        with torch.no_grad():
+            size = torch.stack([block.norm(dim=1) for block in self.blocks], dim=1)
+            pairs = zip(self.blocks, self.start, strict=True)
+            moved = torch.stack([(block - start).norm(dim=1) for block, start in pairs], dim=1)
+        return size, moved
+
+    @torch.no_grad()
+    def finite(self) -> Tensor:
+        """Return which lanes have only finite weights and statistics."""
+        checks = [torch.isfinite(block).all(1) for block in self.blocks]
+        checks += [torch.isfinite(buffer).all(1) for layer in self.norms for _, buffer in layer.named_buffers()]
+        return torch.stack(checks).all(0)

@@ -1,0 +1,192 @@
+"""N networks of one architecture as one network that is N times as wide.
+
+Activations are `[b, lanes * channels, h, w]`: a lane is a block of channels. A convolution over lanes is then a
+grouped convolution, batch normalisation needs no change at all, group normalisation has N times the groups,
+and whatever works element by element or channel by channel (activations, pooling, residual sums) is used as
+it is. `stack_lanes` replaces the few layers that differ and leaves the network's own `forward` alone.
+
+Source: horizontally fused training arrays (HFTA), Wang et al. 2021; here without the fusion by hand.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lepton_rl.errors import InputError
+from lepton_rl.normalisation import MOMENTUM, Side
+
+CHANNELWISE = (
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Identity,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+)
+
+
+@dataclass
+class LaneMode:
+    """How the normalisation layers of all lanes behave in the next forward pass.
+
+    Attributes:
+        side: Whose stored statistics to use.
+        live: Which lane and layer group normalises by the batch, bool `[lanes, 5]`; None = none does.
+        update: Whose stored statistics the batch may change, bool `[lanes]`; None = nobody's.
+        momentum: Share of the batch in the changed statistics.
+    """
+
+    side: Side = "target"
+    live: Tensor | None = None
+    update: Tensor | None = None
+    momentum: float = field(default=MOMENTUM)
+
+
+class LaneConv2d(nn.Module):
+    """Convolution with one weight per lane, as a grouped convolution or as batched matrix products."""
+
+    def __init__(self, conv: nn.Conv2d, lanes: int) -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise InputError(f"convolution {conv} cannot be stacked: expected zero padding by numbers; use SoloEngine")
+        self.lanes, self.groups = lanes, conv.groups
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.weight = nn.Parameter(conv.weight.detach().expand(lanes, *conv.weight.shape).clone())
+        self.bias: nn.Parameter | None = None
+        if conv.bias is not None:
+            self.bias = nn.Parameter(conv.bias.detach().expand(lanes, -1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, lanes * c, h, w]` to `[b, lanes * c', h', w']`."""
+        weight = self.weight.flatten(0, 1)
+        bias = None if self.bias is None else self.bias.flatten()
+        groups = self.lanes * self.groups
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+
+class LaneLinear(nn.Module):
+    """Linear layer with one weight per lane."""
+
+    def __init__(self, linear: nn.Linear, lanes: int) -> None:
+        super().__init__()
+        self.lanes = lanes
+        self.weight = nn.Parameter(linear.weight.detach().expand(lanes, -1, -1).clone())
+        self.bias: nn.Parameter | None = None
+        if linear.bias is not None:
+            self.bias = nn.Parameter(linear.bias.detach().expand(lanes, -1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, lanes * d]` to `[b, lanes * k]`."""
+        by_lane = x.unflatten(1, (self.lanes, -1)).transpose(0, 1)
+        out = by_lane @ self.weight.mT
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        return out.transpose(0, 1).flatten(1)
+
+
+class LaneBatchNorm2d(nn.Module):
+    """Batch normalisation with statistics per lane and domain, each lane live or frozen on its own.
+
+    Attributes:
+        group: Layer group of the network that the layer belongs to; the fleet sets it.
+        mode: Shared by all layers of a network; the fleet sets it before a pass.
+    """
+
+    group: int
+    mode: LaneMode
+
+    def __init__(self, norm: nn.BatchNorm2d, lanes: int) -> None:
+        super().__init__()
+        if norm.running_mean is None or norm.running_var is None or norm.weight is None:
+            raise InputError(f"{norm} cannot be stacked: expected running statistics and a scale; use SoloEngine")
+        self.lanes, self.eps = lanes, norm.eps
+        self.weight = nn.Parameter(norm.weight.detach().expand(lanes, -1).clone())
+        self.bias = nn.Parameter(norm.bias.detach().expand(lanes, -1).clone())
+        for side in ("source", "target"):
+            self.register_buffer(f"{side}_mean", norm.running_mean.expand(lanes, -1).clone())
+            self.register_buffer(f"{side}_var", norm.running_var.expand(lanes, -1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, lanes * c, h, w]` to the same shape."""
+        mean, var = self._stored()
+        if self.mode.live is None:
+            return F.batch_norm(
+                x, mean.flatten(), var.flatten(), self.weight.flatten(), self.bias.flatten(), False, 0.0, self.eps
+            )
+        live = self.mode.live[:, self.group, None]
+        batch_var, batch_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        batch_mean, batch_var = batch_mean.unflatten(0, (self.lanes, -1)), batch_var.unflatten(0, (self.lanes, -1))
+        if self.mode.update is not None:
+            self._store(batch_mean, batch_var, x.numel() // x.shape[1], self.mode.update[:, None] & live)
+        scale = self.weight * torch.rsqrt(torch.where(live, batch_var, var) + self.eps)
+        offset = self.bias - torch.where(live, batch_mean, mean) * scale
+        return x * scale.flatten()[None, :, None, None] + offset.flatten()[None, :, None, None]
+
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"{self.mode.side}_mean"), self.get_buffer(f"{self.mode.side}_var")
+
+    @torch.no_grad()
+    def _store(self, batch_mean: Tensor, batch_var: Tensor, n: int, lanes: Tensor) -> None:
+        unbiased = batch_var * (n / max(n - 1, 1))
+        for stored, batch in zip(self._stored(), (batch_mean, unbiased), strict=True):
+            stored.copy_(torch.where(lanes, stored.lerp(batch, self.mode.momentum), stored))
+
+
+class LaneGroupNorm(nn.Module):
+    """Group normalisation with one scale and shift per lane."""
+
+    def __init__(self, norm: nn.GroupNorm, lanes: int) -> None:
+        super().__init__()
+        if norm.weight is None:
+            raise InputError(f"{norm} cannot be stacked: expected a scale; use SoloEngine")
+        self.groups, self.eps = lanes * norm.num_groups, norm.eps
+        self.weight = nn.Parameter(norm.weight.detach().expand(lanes, -1).clone())
+        self.bias = nn.Parameter(norm.bias.detach().expand(lanes, -1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[b, lanes * c, h, w]` to the same shape."""
+        return F.group_norm(x, self.groups, self.weight.flatten(), self.bias.flatten(), self.eps)
+
+
+def stack_lanes(model: nn.Module, lanes: int) -> nn.Module:
+    """Return a copy of a network whose parameters and statistics have a leading lane dimension.
+
+    Args:
+        model: A network made of the layers above and of channel-wise ones; its `forward` may add and chain
+            them but not mix channels in other ways.
+        lanes: Number of lanes; all start with the model's own weights.
+
+    Raises:
+        InputError: If a layer is not supported.
+    """
+    stacked = copy.deepcopy(model)
+    for name, layer in list(stacked.named_modules()):
+        replacement = _lane_layer(layer, lanes)
+        if replacement is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(stacked.get_submodule(parent), child, replacement)
+    return stacked
+
+
+def _lane_layer(layer: nn.Module, lanes: int) -> nn.Module | None:
+    match layer:
+        case nn.Conv2d():
+            return LaneConv2d(layer, lanes)
+        case nn.Linear():
+            return LaneLinear(layer, lanes)
+        case nn.BatchNorm2d():
+            return LaneBatchNorm2d(layer, lanes)
+        case nn.GroupNorm():
+            return LaneGroupNorm(layer, lanes)
+    if not list(layer.children()) and not isinstance(layer, CHANNELWISE):
+        raise InputError(
+            f"layer {type(layer).__name__} cannot be stacked: expected convolutions, linear layers, batch or group "
+            "normalisation and channel-wise layers; use SoloEngine"
+        )
+    return None

@@ -1,0 +1,162 @@
+"""One adaptation run as a state machine: observe, apply an action, take gradient steps, until the budget ends.
+
+The dynamics exist here and nowhere else: the scalar environment, the vector environment, `adapt()`, the tuner
+and the benchmark are views of it. An N-lane run equals N one-lane runs, step by step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lepton_rl.controls import KNOBS, PULL_BACK, Controls, ControlSettings
+from lepton_rl.engine import Engine, Views
+from lepton_rl.errors import InputError
+from lepton_rl.signals import Memory, TaskFacts, measure, observe
+from lepton_rl.task import VisibleTask
+
+DECISIONS = 8
+MIN_INTERVAL = 5  # gradient steps between two decisions; fewer say nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What one decision led to, per lane.
+
+    Attributes:
+        steps: Gradient steps taken.
+        ended: Whether the run is over (budget used, stopped or diverged).
+        diverged: Whether weights became non-finite; they are back at the last finite ones.
+    """
+
+    steps: list[int]
+    ended: list[bool]
+    diverged: list[bool]
+
+
+def decisions_of(budget: int) -> int:
+    """Return how many decisions a budget has room for, at most `DECISIONS`.
+
+    Raises:
+        InputError: If the budget is below one decision.
+    """
+    if budget < MIN_INTERVAL:
+        raise InputError(
+            f"budget {budget} is below one decision: expected at least {MIN_INTERVAL} gradient steps; raise the budget"
+        )
+    return min(DECISIONS, budget // MIN_INTERVAL)
+
+
+class AdaptationRun:
+    """N runs on the lanes of one engine.
+
+    Start every lane before the first `step`. A lane that has ended stays as it is until it is started again.
+
+    Args:
+        engine: Does the gradient steps.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        n = engine.lanes
+        self.controls = Controls.start([ControlSettings()] * n, engine.device)
+        self.decision = [0] * n
+        self.decisions = [0] * n
+        self.over = [True] * n
+        self.views: Views
+        self._facts: list[TaskFacts | None] = [None] * n
+        self._memory: Memory | None = None
+        self._finite: list[dict[str, Tensor]] = [{} for _ in range(n)]
+
+    def start(self, tasks: dict[int, tuple[VisibleTask, int, ControlSettings]]) -> Tensor:
+        """Start lanes on tasks and return the observation of all lanes.
+
+        Args:
+            tasks: For each lane to start: the task, the lane's seed, and the knobs it starts with.
+
+        Returns:
+            float32 `[lanes, signals]`.
+        """
+        marked = torch.zeros(self.engine.lanes, dtype=torch.bool, device=self.engine.device)
+        for lane, (task, seed, settings) in tasks.items():
+            self.decisions[lane] = decisions_of(task.budget)
+            self.engine.load(lane, task, seed)
+            self.controls = self.controls.put(lane, settings)
+            self.decision[lane], self.over[lane] = 0, False
+            self._facts[lane] = TaskFacts.of(task)
+            self._finite[lane] = self.engine.snapshot(lane)
+            marked[lane] = True
+        self.views = self.engine.views()
+        if self._memory is None:
+            self._memory = Memory.blank(self.engine, self.views)
+        memory = self._memory.begin(marked, self.views, self._memory.start)
+        measured = measure(self.engine, self.views, memory, self._known_facts())
+        self._memory = memory.begin(marked, self.views, measured)
+        return observe(self.engine, self.views, measured, self._memory, self.controls, self._known_facts())
+
+    def step(self, actions: Tensor) -> tuple[Tensor, StepOutcome]:
+        """Apply one action per lane, take the window's gradient steps, and observe.
+
+        Args:
+            actions: int64 `[lanes, 12]` in the order of `controls.KNOBS`.
+
+        Returns:
+            Observation float32 `[lanes, signals]`, and what happened.
+        """
+        assert self._memory is not None, "start the lanes first"
+        actions = actions.to(self.engine.device)
+        self.controls = self.controls.apply(actions)
+        pulled = actions[:, KNOBS.index("transfer")] == 1
+        if bool(pulled.any()):
+            over = torch.tensor(self.over, device=self.engine.device)
+            self.engine.pull_back(pulled & ~over, PULL_BACK)
+        stopped = (actions[:, KNOBS.index("stop")] == 1).tolist()
+        steps = [
+            0 if stop or over else self._window(lane)
+            for lane, (stop, over) in enumerate(zip(stopped, self.over, strict=True))
+        ]
+        if max(steps) > 0:
+            stats = self.engine.train(self.controls, steps)
+            self._memory = self._memory.after(stats)
+            finite = self.engine.finite() & torch.isfinite(stats.terms).all(1)
+        else:
+            finite = self.engine.finite()
+        diverged = self._recover(finite.tolist())
+        for lane in range(self.engine.lanes):
+            if not self.over[lane]:
+                self.decision[lane] += 1
+                self.over[lane] = stopped[lane] or diverged[lane] or self.decision[lane] >= self.decisions[lane]
+        return self._observe(), StepOutcome(steps=steps, ended=list(self.over), diverged=diverged)
+
+    def _window(self, lane: int) -> int:
+        """Return the gradient steps of a lane's next window; the windows add up to the budget exactly."""
+        task = self.engine.tasks[lane]
+        assert task is not None
+        d, n = self.decision[lane], self.decisions[lane]
+        return task.budget * (d + 1) // n - task.budget * d // n
+
+    def _recover(self, finite: list[bool]) -> list[bool]:
+        """Put lanes that diverged back to their last finite weights, and remember those of the others."""
+        diverged = [not ok and not over for ok, over in zip(finite, self.over, strict=True)]
+        for lane, bad in enumerate(diverged):
+            if bad:
+                self.engine.restore(lane, self._finite[lane])
+            elif not self.over[lane]:
+                self._finite[lane] = self.engine.snapshot(lane)
+        return diverged
+
+    def checkpoint(self, lane: int) -> dict[str, Tensor]:
+        """Return the weights and statistics after the last decision; always finite."""
+        return self._finite[lane]
+
+    def _observe(self) -> Tensor:
+        assert self._memory is not None
+        self.views = self.engine.views()
+        measured = measure(self.engine, self.views, self._memory, self._known_facts())
+        observation = observe(self.engine, self.views, measured, self._memory, self.controls, self._known_facts())
+        self._memory = self._memory.advance(self.views, measured)
+        return observation
+
+    def _known_facts(self) -> list[TaskFacts]:
+        blank = TaskFacts(source_prior=None, labels_per_class=0, parameters=1, target_images=1)
+        return [facts or blank for facts in self._facts]

@@ -1,0 +1,266 @@
+"""Numbers worked out by hand, and properties that hold for any scores."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_rl.agents import statistics
+from lepton_rl.errors import InputError
+
+SCORES = st.lists(st.floats(-2, 2, allow_nan=False).map(lambda x: round(x, 6)), min_size=1, max_size=40)
+
+
+def row(arm="policy", task="a", seed=0, runs=1, accuracy=0.7, **other):
+    facts = {"split": "held-out", "regime": "few-label", "source_only": 0.5, "supervised": 0.9}
+    cost = {"steps": 100, "seconds": 1.0}
+    return {
+        "arm": arm,
+        "task": task,
+        "seed": seed,
+        "runs": runs,
+        "accuracy": accuracy,
+        **facts,
+        **cost,
+        **other,
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.3], 0.3),
+        ([0, 1, 2], 1.0),  # three values: a quarter rounds down to none
+        ([100, 1, 2, -100], 1.5),
+        ([0, 0, 1, 2, 3, 4, 90, 95], 2.5),
+    ],
+)
+def test_iqm_averages_the_middle_half(scores, expected):
+    assert statistics.iqm(scores) == pytest.approx(expected)
+
+
+def test_normalised_score_by_hand_with_the_cells_without_room_left_out():
+    scores = statistics.normalised_score([0.7, 0.4, 0.95, 0.6], [0.5] * 4, [0.9, 0.9, 0.9, 0.51])
+    assert scores[:3] == pytest.approx([0.5, -0.25, 1.125])
+    assert np.isnan(scores[3])
+
+
+def test_room_of_exactly_two_points_counts():
+    assert statistics.normalised_score([0.51], [0.5], [0.52]) == pytest.approx([0.5])
+
+
+def test_optimality_gap_ignores_what_is_above_the_target():
+    assert statistics.optimality_gap([0.5, 2.0, 0.9]) == pytest.approx(0.2)
+
+
+def test_performance_profile_is_the_share_strictly_above():
+    assert statistics.performance_profile([0.0, 0.5, 0.5, 1.0], [-1, 0.0, 0.5, 1.0]) == pytest.approx(
+        [1, 0.75, 0.25, 0]
+    )
+
+
+def test_probability_of_improvement_counts_ties_half_and_averages_tasks():
+    # a: pairs (1,0) (1,1) (2,0) (2,1) = 3.5 of 4; b: 0 of 1
+    value = statistics.probability_of_improvement([1, 2, 0], [0, 1, 5], ["a", "a", "b"], ["a", "a", "b"])
+    assert value == pytest.approx((3.5 / 4 + 0) / 2)
+
+
+def test_probability_of_improvement_needs_a_common_task():
+    with pytest.raises(InputError, match="none in common"):
+        statistics.probability_of_improvement([1], [2], ["a"], ["b"])
+
+
+def test_runs_to_match_takes_the_median_task_and_never_flatters_the_policy():
+    reached = {
+        "a": {1: 0.5, 4: 0.8},
+        "b": {1: 0.9, 4: 0.9},
+        "c": {1: 0.1, 4: 0.2},
+        "d": {1: 0.6, 4: 0.6},
+    }
+    goal = dict.fromkeys("abcd", 0.7)
+    assert statistics.runs_to_match(reached, goal) == {"median": 4, "never": 0.5, "largest": 4, "tasks": 4}
+    del reached["b"]
+    assert statistics.runs_to_match(reached, goal)["median"] is None
+
+
+def test_interval_has_no_width_where_the_seeds_of_every_task_agree():
+    rng = np.random.default_rng(0)
+    assert statistics.bootstrap_interval(
+        [0.2, 0.2, 0.8, 0.8], ["a", "a", "b", "b"], rng=rng
+    ) == pytest.approx((0.5, 0.5))
+
+
+def test_single_seed_per_task_resamples_the_tasks():
+    rng = np.random.default_rng(0)
+    low, high = statistics.bootstrap_interval([0.0, 1.0] * 8, list(range(16)), rng=rng)
+    assert low < 0.4 < 0.6 < high
+
+
+def test_interval_of_a_mean_agrees_with_its_closed_form():
+    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    low, high = statistics.bootstrap_interval(
+        values, [0] * 400, rng=np.random.default_rng(2), trim=0.0, resamples=4000
+    )
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=1e-3)
+    assert high == pytest.approx(values.mean() + half, abs=1e-3)
+
+
+def test_strata_are_resampled_apart():
+    # Two far groups: the mean of a stratified sample moves by the noise within them, not by their distance.
+    scores = np.concatenate([np.linspace(0, 0.01, 50), np.linspace(10, 10.01, 50)])
+    low, high = statistics.bootstrap_interval(
+        scores, ["a"] * 50 + ["b"] * 50, rng=np.random.default_rng(0), trim=0.0
+    )
+    assert high - low < 0.01
+
+
+def test_interval_agrees_with_a_bootstrap_that_sorts_every_sample():
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(6, 7))
+    low, high = statistics.bootstrap_interval(
+        scores.ravel(), [task for task in range(6) for _ in range(7)], rng=rng, resamples=4000
+    )
+    draws = [[rng.choice(task, 7) for task in scores] for _ in range(4000)]
+    middle = np.sort(np.reshape(draws, (4000, 42)), axis=-1)[:, 10:32].mean(axis=-1)
+    assert [low, high] == pytest.approx(np.quantile(middle, [0.025, 0.975]), abs=0.03)
+
+
+@given(SCORES)
+def test_iqm_lies_between_minimum_and_maximum(scores):
+    assert min(scores) - 1e-12 <= statistics.iqm(scores) <= max(scores) + 1e-12
+
+
+@given(SCORES, st.floats(-5, 5))
+def test_iqm_moves_with_the_scores(scores, shift):
+    moved = statistics.iqm([x + shift for x in scores])
+    assert moved == pytest.approx(statistics.iqm(scores) + shift, abs=1e-9)
+
+
+@given(SCORES, st.randoms(use_true_random=False))
+def test_order_does_not_matter(scores, random):
+    rows = [(x, i % 3) for i, x in enumerate(scores)]
+    mixed = random.sample(rows, len(rows))
+    first = statistics.bootstrap_interval(
+        [x for x, _ in rows], [t for _, t in rows], rng=np.random.default_rng(3), resamples=50
+    )
+    second = statistics.bootstrap_interval(
+        [x for x, _ in mixed], [t for _, t in mixed], rng=np.random.default_rng(3), resamples=50
+    )
+    assert first == second
+    assert statistics.iqm([x for x, _ in mixed]) == pytest.approx(statistics.iqm(scores), abs=1e-12)
+
+
+@given(SCORES, st.integers(1, 5))
+def test_interval_contains_the_estimate_and_stays_within_the_scores(scores, tasks):
+    strata = [i % tasks for i in range(len(scores))]
+    low, high = statistics.bootstrap_interval(scores, strata, rng=np.random.default_rng(0), resamples=60)
+    assert low <= statistics.iqm(scores) <= high
+    assert min(scores) - 1e-12 <= low
+    assert high <= max(scores) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("scores", "strata", "message"),
+    [([], [], "no scores"), ([0.1, np.nan], [0, 0], "finite"), ([0.1, 0.2], [0], "1 strata for 2 scores")],
+)
+def test_bad_scores_are_named(scores, strata, message):
+    with pytest.raises(InputError, match=message):
+        statistics.bootstrap_interval(scores, strata, rng=np.random.default_rng(0))
+
+
+def test_summary_by_hand():
+    rows = [
+        row(task="a", accuracy=0.7),
+        row(task="b", accuracy=0.8),
+        row(arm="source-only", task="a", accuracy=0.5),
+        row(arm="source-only", task="b", accuracy=0.5),
+        row(arm="tpe", task="a", runs=1, accuracy=0.48),
+        row(arm="tpe", task="b", runs=1, accuracy=0.8),
+        row(arm="tpe", task="a", runs=4, accuracy=0.72),
+        row(arm="tpe", task="b", runs=4, accuracy=0.78),
+    ]
+    summary = statistics.summarise(rows)
+    assert summary["arms"]["policy"]["iqm"] == pytest.approx(0.625)  # (0.5 + 0.75) / 2
+    assert summary["arms"]["tpe"]["iqm"] == pytest.approx((0.55 + 0.7) / 2)  # at 4 runs
+    assert summary["arms"]["tpe"]["runs"] == 4
+    assert summary["arms"]["tpe"]["by_runs"]["1"]["mean_accuracy"] == pytest.approx(0.64)
+    assert summary["arms"]["tpe"]["by_runs"]["1"]["negative_transfer"] == 0.5
+    assert summary["negative_transfer"] == {"policy": 0.0, "source-only": 0.0, "tpe": 0.0}
+    assert summary["runs_to_match"] == {"tpe": {"median": 1, "never": 0.0, "largest": 4, "tasks": 2}}
+    assert summary["improvement"] == {"source-only": 1.0, "tpe": 0.5}
+    assert (summary["cells"], summary["left_out"]) == (2, 0)
+
+
+def test_one_point_below_source_only_is_not_yet_harm():
+    summary = statistics.summarise([row(accuracy=0.4901), row(task="b", accuracy=0.4899)])
+    assert summary["negative_transfer"] == {"policy": 0.5}
+
+
+def test_cells_without_room_are_counted_and_left_out_of_scores_only():
+    summary = statistics.summarise([row(accuracy=0.7), row(task="b", accuracy=0.1, supervised=0.5)])
+    policy = summary["arms"]["policy"]
+    assert (policy["iqm"], policy["left_out"], summary["left_out"]) == (pytest.approx(0.5), 1, 1)
+    assert policy["mean_accuracy"] == pytest.approx(0.4)
+    assert summary["negative_transfer"]["policy"] == 0.5
+
+
+def test_nothing_to_normalise_gives_no_score():
+    policy = statistics.summarise([row(supervised=0.5)])["arms"]["policy"]
+    assert policy["iqm"] is None
+    assert policy["ci"] == [None, None]
+
+
+def test_groups_hold_one_part_per_regime_and_split():
+    rows = [
+        row(accuracy=0.7),
+        row(accuracy=0.9, split="held-out shift"),
+        row(accuracy=0.5, regime="label-free"),
+    ]
+    groups = statistics.summarise(rows)["groups"]
+    found = {(g["regime"], g["split"]): g["arms"]["policy"]["iqm"] for g in groups}
+    assert found == {
+        ("few-label", "held-out"): pytest.approx(0.5),
+        ("few-label", "held-out shift"): pytest.approx(1.0),
+        ("label-free", "held-out"): pytest.approx(0.0),
+    }
+
+
+def test_bad_rows_are_named():
+    with pytest.raises(InputError, match="0 benchmark rows"):
+        statistics.summarise([])
+    with pytest.raises(InputError, match="row 2 has no field 'task'"):
+        statistics.summarise([row(), {k: v for k, v in row().items() if k != "task"}])
+    with pytest.raises(InputError, match="'accuracy' is nan"):
+        statistics.summarise([row(accuracy=float("nan"))])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.floats(0, 1)), min_size=1, max_size=20)
+)
+def test_summary_does_not_depend_on_the_order_of_rows(cells):
+    rows = [
+        row(task=t, seed=s, accuracy=round(a, 6))
+        for t, s, a in {(t, s): (t, s, a) for t, s, a in cells}.values()
+    ]
+    first, second = (statistics.summarise(order, resamples=20) for order in (rows, rows[::-1]))
+    assert first["arms"]["policy"]["ci"] == second["arms"]["policy"]["ci"]
+    assert first["negative_transfer"] == second["negative_transfer"]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_take_seconds():
+    rng = np.random.default_rng(0)
+    rows = [
+        row(arm=arm, task=f"t{task}", seed=seed, accuracy=float(a), split=("held-out", "other")[task % 2])
+        for arm in ("policy", "tuned-default", "tpe", "source-only")
+        for task in range(2500)
+        for seed, a in enumerate(rng.random(10))
+    ]
+    start = time.process_time()  # a busy machine must not fail it
+    summary = statistics.summarise(rows)
+    assert time.process_time() - start < 10
+    assert summary["cells"] == 25_000
