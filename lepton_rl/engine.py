@@ -269,7 +269,7 @@ class Engine(ABC):
             auxiliary=auxiliary,
             n_classes=self.n_classes,
         )
-        terms = torch.where(self._available(), terms, torch.zeros_like(terms))
+        terms = torch.where(self._available(controls), terms, torch.zeros_like(terms))
         loss = weighted_sum(terms, controls.weights)
         rate = controls.learning_rate * cosine(self.step_count, self.budget)
         self.heads.flat.grad = None
@@ -283,10 +283,18 @@ class Engine(ABC):
         on = dict(zip(LOSS_TERMS, (controls.weights > 0).unbind(1), strict=True))
         return on["auxiliary"] | (on["adversarial"] & (self.length["source_train"] > 0))
 
-    def _available(self) -> Tensor:
-        """Return which loss terms exist in which lane, bool `[lanes, 8]`: without source data three do not."""
+    def _available(self, controls: Controls) -> Tensor:
+        """Return which loss terms a lane has, bool `[lanes, 8]`.
+
+        A term that costs a pass of its own counts only where its lane asks for it, not where a neighbour does.
+        """
+        on = controls.weights > 0
         mask = torch.ones(self.lanes, len(TERMS), dtype=torch.bool, device=self.device)
-        mask[:, : len(NEEDS_SOURCE)] = (self.length["source_train"] > 0)[:, None]
+        uses_source = on[:, : len(NEEDS_SOURCE)].any(1) & (self.length["source_train"] > 0)
+        mask[:, : len(NEEDS_SOURCE)] = uses_source[:, None]
+        for term in ("adversarial", "auxiliary"):
+            index = TERMS.index(term)
+            mask[:, index] &= on[:, index]
         mask[:, -1] = self.length["target_support"] > 0
         return mask
 
@@ -342,12 +350,16 @@ class Engine(ABC):
         return features, self._mask(torch.cat([z for _, z in parts], dim=1))
 
     @torch.no_grad()
-    def views(self) -> Views:
-        """Look at the visible splits: up to 128 images of each domain, and every probe image."""
+    def views(self, side: Side = "target") -> Views:
+        """Look at the visible splits: up to 128 images of each domain, and every probe image.
+
+        Args:
+            side: Whose normalisation statistics target images are seen with; `source` is the untouched network.
+        """
         target_rows, _ = self._view_rows("target_unlabelled", VIEW)
         probe_rows, probe_mask = self._view_rows("target_probe", int(self.length["target_probe"].max()))
         images, labels = self.pool.gather(torch.cat([target_rows, probe_rows], dim=1))
-        features, logits = self.predict(images)
+        features, logits = self.predict(images, side)
         probe_labels = torch.where(probe_mask, labels[:, VIEW:], torch.full_like(probe_mask, -1, dtype=torch.int64))
         source = self._source_view()
         return Views(

@@ -1,0 +1,150 @@
+"""One run under one policy, from the pretrained weights to the chosen ones.
+
+`adapt()`, every arm of the benchmark and every trial of a tuner come through here, so that all of them take
+the same steps, see the same data and choose their final weights by the same rule.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lepton_rl.controls import KNOBS, ControlSettings
+from lepton_rl.domain import Domain
+from lepton_rl.engine import Engine
+from lepton_rl.policy import Policy
+from lepton_rl.run import AdaptationRun
+from lepton_rl.selection import AVERAGE, ORIGINAL, Candidate, average, choose, visible_score
+from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.solo import SoloEngine
+from lepton_rl.task import VisibleTask
+
+MARGIN_PROBE, MARGIN_FREE = 0.05, 0.05
+
+Row = dict[str, Any]
+Callback = Callable[[Row], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        engine: Holds the chosen weights.
+        chosen: Name of the chosen weights: `original`, `decision k` or `average`.
+        reason: Why, in words.
+        score: Visible score of the choice.
+        steps: Gradient steps taken.
+        seconds: Wall-clock time.
+        diverged: Whether the run ended because weights became non-finite.
+        history: One row per decision, row 0 the start.
+    """
+
+    engine: Engine
+    chosen: str
+    reason: str
+    score: float
+    steps: int
+    seconds: float
+    diverged: bool
+    history: list[Row] = field(default_factory=list)
+
+    def logits(self, images: np.ndarray) -> Tensor:
+        """Predict with the chosen weights; uint8 images `[n, c, h, w]` -> `[n, k]`."""
+        side = "source" if self.chosen == ORIGINAL else "target"
+        return self.engine.predict(torch.from_numpy(np.ascontiguousarray(images))[None], side)[1][0]
+
+    def accuracy(self, domain: Domain) -> float:
+        """Return the accuracy on a labelled domain."""
+        return float((self.logits(domain.images).argmax(1).cpu().numpy() == domain.labels).mean())
+
+
+def rollout(
+    task: VisibleTask,
+    policy: Policy,
+    *,
+    seed: int,
+    engine: Engine | None = None,
+    settings: ControlSettings | None = None,
+    callback: Callback | None = None,
+) -> RunResult:
+    """Run a policy on a task, once.
+
+    Args:
+        task: What may be seen of the problem.
+        policy: Steers the run.
+        seed: Of the batches and of whatever the policy draws.
+        engine: A one-lane engine to use; None makes a `SoloEngine`.
+        settings: Knobs to start with; None = the policy's own.
+        callback: Called with every row of the history as it is made.
+    """
+    began = time.perf_counter()
+    engine = engine or SoloEngine(task)
+    run = AdaptationRun(engine)
+    observation = run.start({0: (task, seed, settings or policy.settings)})
+    candidates = [_original(engine, run)]
+    history = [_row(run, observation, None, candidates[0].score, began)]
+    diverged = False
+    while not run.over[0]:
+        if callback:
+            callback(history[-1])
+        number = torch.tensor([run.decision[0]])
+        action = policy.act(observation, number, torch.tensor([seed]))
+        observation, outcome = run.step(action)
+        diverged = outcome.diverged[0]
+        name = f"decision {run.decision[0]}"
+        score = float(visible_score(engine, run.views)[0])
+        candidates.append(Candidate(name=name, weights=run.checkpoint(0), score=score))
+        history.append(_row(run, observation, action, score, began))
+    if callback:
+        callback(history[-1])
+    chosen, reason = _choose(engine, candidates)
+    return RunResult(
+        engine=engine,
+        chosen=chosen.name,
+        reason=reason,
+        score=chosen.score,
+        steps=int(engine.step_count[0]),
+        seconds=time.perf_counter() - began,
+        diverged=diverged,
+        history=history,
+    )
+
+
+def _original(engine: Engine, run: AdaptationRun) -> Candidate:
+    """Score the untouched network, which normalises by its own, the source's, statistics."""
+    score = float(visible_score(engine, engine.views("source"))[0])
+    return Candidate(name=ORIGINAL, weights=run.checkpoint(0), score=score)
+
+
+def _choose(engine: Engine, candidates: list[Candidate]) -> tuple[Candidate, str]:
+    """Choose, and leave the engine with the chosen weights."""
+    has_probe = bool(engine.length["target_probe"][0] > 0)
+    margin = MARGIN_PROBE if has_probe else MARGIN_FREE
+    late = candidates[1 + len(candidates) // 2 :]
+    if len(late) > 1:
+        weights = average(late)
+        engine.restore(0, weights)
+        score = float(visible_score(engine, engine.views())[0])
+        candidates = [*candidates[:-1], Candidate(name=AVERAGE, weights=weights, score=score), candidates[-1]]
+    chosen, reason = choose(candidates, margin)
+    engine.restore(0, chosen.weights)
+    return chosen, reason
+
+
+def _row(run: AdaptationRun, observation: Tensor, action: Tensor | None, score: float, began: float) -> Row:
+    seen = dict(zip(SIGNAL_NAMES, observation[0].tolist(), strict=True))
+    return {
+        "decision": run.decision[0],
+        "step": int(run.engine.step_count[0]),
+        "seconds": time.perf_counter() - began,
+        "observation": seen,
+        "action": None if action is None else dict(zip(KNOBS, action[0].tolist(), strict=True)),
+        "controls": run.controls.row(0),
+        "score": score,
+        "probe_accuracy": seen["probe_accuracy"] if seen["has_probe"] else None,
+    }

@@ -1,0 +1,72 @@
+"""The guard: choose the final weights by what can be seen, and keep the original where nothing shows a gain."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lepton_rl import validators
+from lepton_rl.engine import Engine, Views
+
+ORIGINAL = "original"
+AVERAGE = "average"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Weights that a run could end with.
+
+    Attributes:
+        name: `original`, `decision k`, or `average`.
+        weights: Snapshot of a lane; for `original` the untouched weights.
+        score: Visible score, higher is better.
+    """
+
+    name: str
+    weights: dict[str, Tensor]
+    score: float
+
+
+def visible_score(engine: Engine, views: Views) -> Tensor:
+    """Score every lane by what policies and tuners may see; higher is better, `[lanes]`.
+
+    With a probe: its accuracy, ties broken by its loss. Without: information maximisation (Liang et al. 2020),
+    which rewards sure predictions only together with diverse ones.
+    """
+    has_probe = engine.length["target_probe"] > 0
+    free = validators.information_maximisation(target_logits=views.target.logits, n_classes=engine.n_classes)
+    accuracy = validators.probe_accuracy(probe_logits=views.probe.logits, probe_labels=views.probe.labels)
+    loss = -validators.negative_probe_loss(probe_logits=views.probe.logits, probe_labels=views.probe.labels)
+    return torch.where(has_probe, accuracy - 0.01 * torch.tanh(loss), free)
+
+
+def average(candidates: list[Candidate]) -> dict[str, Tensor]:
+    """Average weights and statistics of checkpoints (Izmailov et al. 2018, "Averaging weights")."""
+    return {
+        name: torch.stack([candidate.weights[name] for candidate in candidates]).mean(0)
+        for name in candidates[0].weights
+    }
+
+
+def choose(candidates: list[Candidate], margin: float) -> tuple[Candidate, str]:
+    """Choose the final weights.
+
+    The last candidate is the one to beat: an earlier checkpoint must be better by `margin`, because the best
+    of many noisy scores is mostly noise. The original comes back when it scores at least as well as the choice.
+
+    Args:
+        candidates: The original first, then in the order of the run, the average before the last checkpoint.
+        margin: By how much an earlier checkpoint must be better than the last.
+
+    Returns:
+        The choice, and why, in words.
+    """
+    original, *adapted = candidates
+    if not adapted:
+        return original, "the run was stopped before anything changed"
+    last = adapted[-1]
+    best = max(adapted, key=lambda candidate: candidate.score)
+    chosen = best if best.score > last.score + margin else last
+    if original.score > chosen.score:
+        return original, f"visible score {original.score:.3f} of the original is above {chosen.score:.3f} of {chosen.name}"
+    return chosen, f"visible score {chosen.score:.3f} of {chosen.name} against {original.score:.3f} of the original"

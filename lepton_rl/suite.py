@@ -1,0 +1,285 @@
+"""Distributions over adaptation tasks, with training and held-out parts.
+
+Task number i of a split is always the same task: it is drawn from a seed made of the suite's name, the split
+and i. Held-out splits never share a shift kind, an architecture or an image with what they hold out.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lepton_rl.domain import Domain
+from lepton_rl.errors import InputError
+from lepton_rl.models import HELD_OUT_ARCHITECTURES, TRAIN_ARCHITECTURES, StagedNet
+from lepton_rl.pretrain import channel_statistics, pretrained
+from lepton_rl.shifts import HELD_OUT_KINDS, TRAIN_KINDS, Shift, compose
+from lepton_rl.task import REGIMES, AdaptationTask, HiddenTask, Regime, VisibleTask
+
+SPLITS = ("train", "validation", "held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget")
+LABELS_PER_CLASS = (1, 2, 3, 5, 10)
+BUDGETS = (40, 80, 120, 160)
+LONG_BUDGET = 480
+EVAL_IMAGES = 256
+MAX_UNLABELLED = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a task is made of, before any image is touched; two equal recipes make the same task.
+
+    Attributes:
+        split: Part of the suite.
+        index: Number within the split.
+        base: Name of the base set.
+        architecture: Name of the network.
+        source_shift: Shift of the source domain, or None.
+        target_shifts: Shifts of the target domain, applied in order.
+        label_skew: 0 = the target's classes are balanced; larger = long-tailed, exponent of a power law.
+        labels_per_class: Labelled target images per class; 0 = label-free.
+        label_noise: Share of wrong labels among them.
+        source_free: Whether source data are withheld.
+        budget: Gradient steps.
+        seed: Of everything drawn while the task is made.
+    """
+
+    split: str
+    index: int
+    base: str
+    architecture: str
+    source_shift: Shift | None
+    target_shifts: tuple[Shift, ...]
+    label_skew: float
+    labels_per_class: int
+    label_noise: float
+    source_free: bool
+    budget: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people and rows."""
+        return f"{self.base}/{self.split}/{self.index:04d}"
+
+
+def draw_recipe(bases: tuple[str, ...], split: str, index: int, regime: Regime | None) -> Recipe:
+    """Draw task number `index` of a split.
+
+    Args:
+        bases: Names of the base sets to choose from.
+        split: One of `SPLITS`.
+        index: 0, 1, 2, ...
+        regime: Fix the label regime, or None to draw it.
+
+    Raises:
+        InputError: If the split or the regime is unknown.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} is unknown: expected one of {', '.join(SPLITS)}")
+    if regime is not None and regime not in REGIMES:
+        raise InputError(f"regime {regime!r} is unknown: expected one of {', '.join(REGIMES)}")
+    entropy = (zlib.crc32(f"{','.join(bases)}|{split}".encode()), index)
+    rng = np.random.default_rng(np.random.SeedSequence(entropy))
+    base = str(rng.choice(bases))
+    architectures = HELD_OUT_ARCHITECTURES if split == "held-out-architecture" else TRAIN_ARCHITECTURES
+    few = bool(rng.random() < 0.5) if regime is None else regime == "few-label"
+    return Recipe(
+        split=split,
+        index=index,
+        base=base,
+        architecture=str(rng.choice(architectures)),
+        source_shift=_shift(rng, TRAIN_KINDS, 0.2, 0.6, seed=int(rng.integers(4))) if rng.random() < 0.4 else None,
+        target_shifts=_target_shifts(rng, split),
+        label_skew=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.35 else 0.0,
+        labels_per_class=int(rng.choice(LABELS_PER_CLASS)) * few,
+        label_noise=float(rng.choice((0.1, 0.2))) if few and rng.random() < 0.15 else 0.0,
+        source_free=bool(rng.random() < 0.25),
+        budget=LONG_BUDGET if split == "longer-budget" else int(rng.choice(BUDGETS)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _target_shifts(rng: np.random.Generator, split: str) -> tuple[Shift, ...]:
+    n = int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
+    shifts = [_shift(rng, TRAIN_KINDS, 0.1, 1.0) for _ in range(n)]
+    if split == "held-out-shifts":
+        shifts[0] = _shift(rng, HELD_OUT_KINDS, 0.3, 1.0)
+    return tuple(shifts)
+
+
+def _shift(
+    rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: float, seed: int | None = None
+) -> Shift:
+    kind, severity = str(rng.choice(kinds)), round(float(rng.uniform(low, high)), 1)
+    return Shift(kind=kind, severity=severity, seed=int(rng.integers(2**31)) if seed is None else seed)
+
+
+class TaskSuite:
+    """Tasks made from base sets by shifting, splitting and withholding.
+
+    Args:
+        name: Of the suite.
+        bases: For each base set a function that loads it; called when first needed.
+        width: Channels of the networks' first stage.
+        pretrain_steps: Gradient steps on source data.
+    """
+
+    def __init__(
+        self, name: str, bases: dict[str, Callable[[], Domain]], *, width: int = 8, pretrain_steps: int = 300
+    ) -> None:
+        self.name = name
+        self.width, self.pretrain_steps = width, pretrain_steps
+        self._bases = bases
+        self._loaded: dict[str, tuple[Domain, Domain]] = {}
+        self._sources: dict[tuple[str, Shift | None], _Source] = {}
+        self._models: dict[tuple[str, str, Shift | None], StagedNet] = {}
+
+    @classmethod
+    def digits(cls) -> "TaskSuite":
+        """Return the built-in suite: scikit-learn's 1797 scanned digits, 8x8, in minutes on a laptop."""
+        return cls("digits", {"digits": Domain.digits})
+
+    def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
+        """Draw task number `index` of a split without making it."""
+        return draw_recipe(tuple(sorted(self._bases)), split, index, regime)
+
+    def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
+        """Make task number `index` of a split; the same one every time."""
+        return self.make(self.recipe(split, index, regime))
+
+    def make(self, recipe: Recipe) -> AdaptationTask:
+        """Make the task of a recipe."""
+        source = self._source(recipe.base, recipe.source_shift)
+        rng = np.random.default_rng(recipe.seed)
+        target = compose(self._halves(recipe.base)[1], recipe.target_shifts)
+        parts = split_target(target, recipe, rng)
+        visible = VisibleTask(
+            name=recipe.name,
+            model=self._model(recipe.architecture, recipe.base, recipe.source_shift),
+            n_classes=target.n_classes,
+            mean=source.mean,
+            std=source.std,
+            budget=recipe.budget,
+            source_train=None if recipe.source_free else source.train,
+            source_val=None if recipe.source_free else source.val,
+            target_support=parts.support,
+            target_probe=parts.probe,
+            target_unlabelled=parts.unlabelled.without_labels(),
+        )
+        hidden = HiddenTask(
+            target_eval=parts.eval, target_test=parts.test, target_train_labels=parts.unlabelled.labels
+        )
+        return AdaptationTask(visible=visible, hidden=hidden, split=recipe.split, facts=_facts(recipe))
+
+    def _halves(self, base: str) -> tuple[Domain, Domain]:
+        """Deal a base set's images onto source and target, once and for all: no image is in both."""
+        if base not in self._loaded:
+            domain = self._bases[base]()
+            order = np.random.default_rng(zlib.crc32(base.encode())).permutation(len(domain))
+            cut = len(domain) * 2 // 5
+            self._loaded[base] = (domain.take(order[:cut]), domain.take(order[cut:]))
+        return self._loaded[base]
+
+    def _source(self, base: str, shift: Shift | None) -> "_Source":
+        key = (base, shift)
+        if key not in self._sources:
+            half = self._halves(base)[0]
+            shifted = half if shift is None else shift(half)
+            cut = len(shifted) * 4 // 5
+            train, val = shifted.take(np.arange(cut)), shifted.take(np.arange(cut, len(shifted)))
+            mean, std = channel_statistics(train.images)
+            self._sources[key] = _Source(train=train, val=val, mean=mean, std=std)
+        return self._sources[key]
+
+    def _model(self, architecture: str, base: str, shift: Shift | None) -> StagedNet:
+        key = (architecture, base, shift)
+        if key not in self._models:
+            source = self._source(base, shift).train
+            self._models[key] = pretrained(architecture, source, width=self.width, steps=self.pretrain_steps)
+        return self._models[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Source:
+    """A source domain, split and measured once; tasks share it, and so do the lanes of a fleet."""
+
+    train: Domain
+    val: Domain
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetParts:
+    """A target domain dealt onto its splits; no image is in two of them."""
+
+    support: Domain | None
+    probe: Domain | None
+    unlabelled: Domain
+    eval: Domain
+    test: Domain
+
+
+def split_target(target: Domain, recipe: Recipe, rng: np.random.Generator) -> TargetParts:
+    """Deal a labelled target domain onto the splits of a task.
+
+    Label skew thins the classes of everything but the few labelled images: people label the same number per
+    class, whatever the domain's own frequencies are.
+    """
+    order = rng.permutation(len(target))
+    few = _per_class(target, order, recipe.labels_per_class)
+    rest = np.setdiff1d(order, few, assume_unique=True)
+    rest = _thinned(target, rng.permutation(rest), recipe.label_skew, rng)
+    n = min(EVAL_IMAGES, len(rest) // 4)
+    support, probe = _support_and_probe(target, few, recipe, rng)
+    return TargetParts(
+        support=support,
+        probe=probe,
+        eval=target.take(rest[:n]),
+        test=target.take(rest[n : 2 * n]),
+        unlabelled=target.take(rest[2 * n : 2 * n + MAX_UNLABELLED]),
+    )
+
+
+def _per_class(domain: Domain, order: np.ndarray, n: int) -> np.ndarray:
+    """Return the first n images of every class in the given order."""
+    labels = domain.labels[order]
+    return np.concatenate([order[labels == k][:n] for k in range(domain.n_classes)])
+
+
+def _thinned(domain: Domain, order: np.ndarray, skew: float, rng: np.random.Generator) -> np.ndarray:
+    """Make the classes long-tailed: class of rank r keeps a share (r + 1)^-skew, ranks drawn at random."""
+    ranks = rng.permutation(domain.n_classes)
+    keep = (1.0 + ranks[domain.labels[order]]) ** -skew
+    return order[rng.random(len(order)) < keep]
+
+
+def _support_and_probe(
+    target: Domain, few: np.ndarray, recipe: Recipe, rng: np.random.Generator
+) -> tuple[Domain | None, Domain | None]:
+    """Split the few labels in two thirds to train on and one third to validate on; a single one is trained on."""
+    if len(few) == 0:
+        return None, None
+    labels = target.labels[few]
+    wrong = rng.random(len(few)) < recipe.label_noise
+    labels = np.where(wrong, rng.integers(0, target.n_classes, len(few)), labels)
+    labelled = replace(target.take(few), labels=labels)
+    n_probe = len(few) // 3
+    order = rng.permutation(len(few))
+    probe = labelled.take(order[:n_probe]) if n_probe else None
+    return labelled.take(order[n_probe:]), probe
+
+
+def _facts(recipe: Recipe) -> dict[str, float | int | str]:
+    shifts = [s for s in (recipe.source_shift, *recipe.target_shifts) if s is not None]
+    return {
+        "base": recipe.base,
+        "architecture": recipe.architecture,
+        "shifts": "+".join(f"{s.kind}{s.severity}" for s in shifts),
+        "label_skew": recipe.label_skew,
+        "label_noise": recipe.label_noise,
+        "labels_per_class": recipe.labels_per_class,
+        "source_free": int(recipe.source_free),
+        "budget": recipe.budget,
+    }
