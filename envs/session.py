@@ -1,0 +1,227 @@
+"""Episodes on N lanes: which task a lane plays, what it is paid, and when it ends.
+
+The scalar environment is a session of one lane and the vector environment one of N; `AdaptationRun` holds the
+dynamics. This is the only place outside of reports that reads `target_eval`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lepton_rl.controls import KEEP, ControlSettings, tuned_default
+from lepton_rl.domain import Domain
+from lepton_rl.engine import Engine
+from lepton_rl.envs.reward import reward
+from lepton_rl.errors import InputError
+from lepton_rl.fleet import FleetEngine
+from lepton_rl.run import AdaptationRun
+from lepton_rl.solo import SoloEngine
+from lepton_rl.suite import TaskSuite
+from lepton_rl.task import REGIMES, AdaptationTask, Regime
+
+SUITES = {"digits": TaskSuite.digits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """What the environments' keyword arguments become.
+
+    Attributes:
+        suite: A `TaskSuite` or the name of one.
+        split: Part of the suite.
+        tasks: Episodes draw from tasks 0 .. tasks - 1 of the split.
+        regime: Fix the label regime; None = both.
+        architectures: Lane i plays networks of kind i modulo their number; None = each task's own.
+        settings: Knobs at the start; None = the tuned default.
+        action_cost: Points per moved knob.
+        device: Where to train.
+    """
+
+    suite: TaskSuite | str = "digits"
+    split: str = "train"
+    tasks: int = 1000
+    regime: Regime | None = None
+    architectures: tuple[str, ...] | None = None
+    settings: ControlSettings | None = None
+    action_cost: float = 0.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and empty ranges."""
+        if isinstance(self.suite, str) and self.suite not in SUITES:
+            raise InputError(f"suite {self.suite!r} is unknown: expected one of {', '.join(SUITES)} or a TaskSuite")
+        if self.tasks < 1:
+            raise InputError(f"tasks {self.tasks} is out of range: expected at least 1")
+        if self.regime is not None and self.regime not in REGIMES:
+            raise InputError(f"regime {self.regime!r} is unknown: expected one of {', '.join(REGIMES)} or None")
+
+    def make_suite(self) -> TaskSuite:
+        """Return the suite."""
+        return SUITES[self.suite]() if isinstance(self.suite, str) else self.suite
+
+
+@dataclass
+class _Lane:
+    """One lane's episode."""
+
+    task: AdaptationTask
+    default: list[float]
+    accuracy: float
+    decision: int = 0
+
+
+class DefaultRuns:
+    """Accuracies of the tuned default's own run, per task, played once and remembered.
+
+    Args:
+        settings: The tuned default.
+        device: Where to train.
+    """
+
+    def __init__(self, settings: ControlSettings, device: str) -> None:
+        self.settings, self.device = settings, device
+        self._known: dict[tuple[str, int], list[float]] = {}
+
+    def accuracies(self, task: AdaptationTask, seed: int) -> list[float]:
+        """Return accuracies on target_eval at the start and after each decision."""
+        key = (f"{task.name}/{task.facts.get('architecture')}/{task.visible.regime}", seed)
+        if key not in self._known:
+            engine = SoloEngine(task.visible, device=self.device)
+            run = AdaptationRun(engine)
+            run.start({0: (task.visible, seed, self.settings)})
+            seen = [eval_accuracy(engine, [task])[0]]
+            while not run.over[0]:
+                run.step(torch.tensor([KEEP]))
+                seen.append(eval_accuracy(engine, [task])[0])
+            self._known[key] = seen
+        return self._known[key]
+
+
+def eval_accuracy(engine: Engine, tasks: list[AdaptationTask]) -> list[float]:
+    """Return every lane's accuracy on its task's target_eval, 0..1; privileged."""
+    domains = [_eval(task) for task in tasks]
+    size = max(len(domain) for domain in domains)
+    images = torch.from_numpy(np.stack([_repeat(domain.images, size) for domain in domains])).to(engine.device)
+    guesses = engine.predict(images)[1].argmax(-1).cpu().numpy()
+    return [
+        float((guess[: len(domain)] == domain.labels).mean()) for guess, domain in zip(guesses, domains, strict=True)
+    ]
+
+
+def _eval(task: AdaptationTask) -> Domain:
+    if task.hidden.target_eval is None:
+        raise InputError(f"task {task.name!r} has no target_eval: expected labelled target images to pay rewards by")
+    return task.hidden.target_eval
+
+
+def _repeat(images: np.ndarray, size: int) -> np.ndarray:
+    return images[np.arange(size) % len(images)]
+
+
+class Session:
+    """Episodes on N lanes of one engine.
+
+    Args:
+        config: What to play.
+        lanes: Number of lanes.
+        fleet: Whether to use a `FleetEngine`, which needs one architecture for all lanes.
+        first_lane: Number of the first lane, when a session holds a part of a larger one.
+        defaults: Shared memory of default runs, or None for one of its own.
+    """
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        *,
+        lanes: int,
+        fleet: bool,
+        architecture: str | None = None,
+        suite: TaskSuite | None = None,
+        defaults: DefaultRuns | None = None,
+    ) -> None:
+        self.config, self.lanes, self.fleet, self.architecture = config, lanes, fleet, architecture
+        self.suite = suite or config.make_suite()
+        self.settings = config.settings or tuned_default()
+        self.defaults = defaults or DefaultRuns(self.settings, config.device)
+        self._run: AdaptationRun | None = None
+        self._lanes: list[_Lane] = []
+
+    def start(self, rngs: dict[int, np.random.Generator]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Start an episode on the given lanes, each with its own generator.
+
+        Returns:
+            Observations of all lanes, float32 `[lanes, signals]`, and one info per lane.
+        """
+        drawn = {lane: self._draw(rng) for lane, rng in rngs.items()}
+        run = self._ready(drawn)
+        observation = run.start({lane: (task.visible, seed, self.settings) for lane, (task, seed) in drawn.items()})
+        for lane, (task, seed) in drawn.items():
+            default = self.defaults.accuracies(task, seed)
+            self._lanes[lane] = _Lane(task=task, default=default, accuracy=default[0])
+        return _array(observation), [self._info(lane, 0) for lane in range(self.lanes)]
+
+    def _draw(self, rng: np.random.Generator) -> tuple[AdaptationTask, int]:
+        recipe = self.suite.recipe(self.config.split, int(rng.integers(self.config.tasks)), self.config.regime)
+        if self.architecture is not None:
+            recipe = replace(recipe, architecture=self.architecture)
+        # The run's seed belongs to the task: the default's run on the same task and seed is then played once.
+        return self.suite.make(recipe), recipe.seed % 2**31
+
+    def _ready(self, drawn: dict[int, tuple[AdaptationTask, int]]) -> AdaptationRun:
+        """Return a run whose engine fits the drawn tasks."""
+        if self._run is None:
+            assert set(drawn) == set(range(self.lanes)), "the first start must start every lane"
+            example = max((task for task, _ in drawn.values()), key=lambda task: task.visible.n_classes).visible
+            engine: Engine = (
+                FleetEngine(example, self.lanes, device=self.config.device)
+                if self.fleet
+                else SoloEngine(example, device=self.config.device)
+            )
+            self._run = AdaptationRun(engine)
+            self._lanes = [_Lane(task=drawn[lane][0], default=[0.0], accuracy=0.0) for lane in range(self.lanes)]
+        return self._run
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Apply one action per lane.
+
+        Returns:
+            Observations `[lanes, signals]`, rewards `[lanes]` in points, ends `[lanes]`, and one info per lane.
+        """
+        assert self._run is not None, "reset the environment first"
+        observation, outcome = self._run.step(torch.as_tensor(actions, dtype=torch.int64))
+        accuracies = eval_accuracy(self._run.engine, [lane.task for lane in self._lanes])
+        rewards = np.zeros(self.lanes)
+        infos = []
+        for i, lane in enumerate(self._lanes):
+            lane.decision += 1
+            rewards[i] = reward(
+                accuracies[i],
+                lane.accuracy,
+                lane.default,
+                lane.decision,
+                ended=outcome.ended[i],
+                diverged=outcome.diverged[i],
+                changed=int((actions[i] != np.array(KEEP)).sum()),
+                action_cost=self.config.action_cost,
+            )
+            lane.accuracy = accuracies[i]
+            infos.append(self._info(i, outcome.steps[i]) | {"diverged": outcome.diverged[i]})
+        return _array(observation), rewards, np.array(outcome.ended), infos
+
+    def _info(self, lane: int, steps: int) -> dict[str, Any]:
+        """Describe a lane; the accuracies are privileged: for logs and critics, never for an actor."""
+        state = self._lanes[lane]
+        return {
+            "task": state.task.name,
+            "steps": steps,
+            "eval_accuracy": state.accuracy,
+            "default_accuracy": state.default[-1],
+        }
+
+
+def _array(observation: Tensor) -> np.ndarray:
+    """Copy to the host: environments never hand out arrays that they use again."""
+    return observation.detach().cpu().numpy().copy()

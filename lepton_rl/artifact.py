@@ -1,0 +1,220 @@
+"""The policy file: actor weights, observation statistics and a card, in safetensors.
+
+Reading one never executes anything: sizes are checked before anything is parsed, the header must name exactly
+the tensors of the format, and the schema must be the one this version observes and acts with.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lepton_rl.cache import write_atomically
+from lepton_rl.controls import ACTION_SIZES, KNOBS, ControlSettings
+from lepton_rl.errors import InputError
+from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
+from lepton_rl.signals import SIGNALS
+
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 2**20
+MAX_LAYERS = 8
+SHIPPED = "lepton-v1"
+TUNED_DEFAULT = "tuned-default"
+
+
+def observation_schema() -> dict[str, Any]:
+    """Return names and ranges of the observation with their hash."""
+    rows = [[signal.name, signal.low, signal.high] for signal in SIGNALS]
+    return {"signals": rows, "hash": _hash(rows)}
+
+
+def action_schema() -> dict[str, Any]:
+    """Return names and sizes of the sub-actions with their hash."""
+    rows = [[name, size] for name, size in zip(KNOBS, ACTION_SIZES, strict=True)]
+    return {"knobs": rows, "hash": _hash(rows)}
+
+
+def _hash(rows: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyArtifact:
+    """A policy with what a person wants to know of it.
+
+    Attributes:
+        policy: The actor.
+        card: Free facts for people (training tasks, scores, command, licence, versions); JSON values only.
+    """
+
+    policy: NetworkPolicy
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the file; identical bytes for identical content."""
+        tensors: dict[str, Tensor] = {"observation.mean": self.policy.mean, "observation.std": self.policy.std}
+        for i, (weight, bias) in enumerate(self.policy.layers):
+            tensors |= {f"layer.{i}.weight": weight, f"layer.{i}.bias": bias}
+        described = {
+            "format_version": FORMAT_VERSION,
+            "observation": observation_schema(),
+            "action": action_schema(),
+            "layers": len(self.policy.layers),
+            "settings": asdict(self.policy.settings),
+            "card": self.card,
+        }
+        # One metadata key: safetensors writes several in random order.
+        metadata = {"lepton": json.dumps(described, sort_keys=True)}
+        return save({name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}, metadata)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_atomically(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> "PolicyArtifact":
+        """Read a policy file.
+
+        Raises:
+            InputError: If it is not a policy file of this format and schema.
+        """
+        if not path.is_file():
+            raise InputError(f"policy file {str(path)!r} does not exist: expected a .safetensors policy; check the path")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(
+                f"policy file {str(path)!r} has {path.stat().st_size} bytes: expected at most {MAX_FILE_BYTES}; "
+                "it is not a policy"
+            )
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str = "policy") -> "PolicyArtifact":
+        """Read a policy from the bytes of its file; `name` is for error messages."""
+        described = _description(content, name)
+        _check_schema(described, name)
+        tensors = _tensors(content, described, name)
+        layers = tuple(
+            (tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(described["layers"])
+        )
+        _check_shapes(tensors, layers, name)
+        settings = described["settings"]
+        if not isinstance(settings, dict):
+            raise InputError(f"{name!r} has no control settings: expected a JSON object; the file is damaged")
+        policy = NetworkPolicy(
+            mean=tensors["observation.mean"],
+            std=tensors["observation.std"],
+            layers=layers,
+            settings=ControlSettings.from_json(json.dumps(settings)),
+        )
+        card = described["card"]
+        return cls(policy=policy, card=card if isinstance(card, dict) else {})
+
+
+def _description(content: bytes, name: str) -> dict[str, Any]:
+    """Read the header's one metadata key, limits first."""
+    length = int.from_bytes(content[:8], "little") if len(content) >= 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(content) - 8):
+        raise InputError(f"{name!r} is not a policy file: expected a safetensors header of at most 1 MiB; get it again")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        described = json.loads(header["__metadata__"]["lepton"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            f"{name!r} is not a policy file: expected the metadata key 'lepton' in its header; "
+            "pass a file written by lepton train"
+        ) from None
+    if set(header["__metadata__"]) != {"lepton"}:
+        raise InputError(f"{name!r} has metadata other than 'lepton': expected that key alone; do not use this file")
+    if not isinstance(described, dict):
+        raise InputError(f"{name!r} has a damaged description: expected a JSON object; get the file again")
+    return described
+
+
+def _check_schema(described: dict[str, Any], name: str) -> None:
+    expected = {"format_version", "observation", "action", "layers", "settings", "card"}
+    version = described.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{name!r} has format version {str(version)[:20]}: expected {FORMAT_VERSION}; train it again or install "
+            "the lepton_rl version that wrote it"
+        )
+    if set(described) != expected:
+        raise InputError(f"{name!r} has the keys {sorted(described)[:10]}: expected {sorted(expected)}; get it again")
+    for key, schema in (("observation", observation_schema()), ("action", action_schema())):
+        if described[key] != schema:
+            raise InputError(
+                f"{name!r} was trained with another {key} schema: expected hash {schema['hash'][:12]}; "
+                "train it again or install the lepton_rl version that wrote it"
+            )
+    layers = described["layers"]
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
+        raise InputError(f"{name!r} has {str(layers)[:20]} layers: expected 1 to {MAX_LAYERS}; get the file again")
+
+
+def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, Tensor]:
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"{name!r} cannot be read ({reason}): expected a whole policy file; get it again") from None
+    expected = {"observation.mean", "observation.std"}
+    expected |= {f"layer.{i}.{part}" for i in range(described["layers"]) for part in ("weight", "bias")}
+    if set(tensors) != expected:
+        raise InputError(f"{name!r} holds the tensors {sorted(tensors)[:10]}: expected {sorted(expected)}; get it again")
+    for key, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name!r}: tensor {key!r} is not finite float32: expected finite numbers; do not use it")
+    return tensors
+
+
+def _check_shapes(tensors: dict[str, Tensor], layers: tuple[tuple[Tensor, Tensor], ...], name: str) -> None:
+    sizes = [len(SIGNALS)]
+    good = tensors["observation.mean"].shape == tensors["observation.std"].shape == (len(SIGNALS),)
+    good = good and bool((tensors["observation.std"] > 0).all())
+    for weight, bias in layers:
+        good = good and weight.dim() == 2 and weight.shape[1] == sizes[-1] and bias.shape == weight.shape[:1]
+        if not good:
+            break
+        sizes.append(weight.shape[0])
+    if not good or sizes[-1] != sum(ACTION_SIZES):
+        raise InputError(
+            f"{name!r} has tensors of wrong shapes: expected a network from {len(SIGNALS)} signals to "
+            f"{sum(ACTION_SIZES)} logits; get the file again"
+        )
+
+
+def shipped_policy_path() -> Path:
+    """Return where the shipped policy lies in the installed package."""
+    return Path(str(resources.files("lepton_rl.policies").joinpath(f"{SHIPPED}.safetensors")))
+
+
+def load_policy(policy: str | Path | Policy) -> Policy:
+    """Return a policy by name or path; a `Policy` is returned as it is.
+
+    Args:
+        policy: `lepton-v1` (shipped), `tuned-default`, the path of a policy file, or a policy.
+
+    Raises:
+        InputError: If there is no such policy.
+    """
+    if not isinstance(policy, str | Path):
+        return policy
+    if policy == TUNED_DEFAULT:
+        return KeepPolicy()
+    if policy == SHIPPED:
+        return PolicyArtifact.load(shipped_policy_path()).policy
+    path = Path(policy)
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"policy {str(policy)!r} is unknown: expected {SHIPPED!r}, {TUNED_DEFAULT!r} or the path of a "
+            ".safetensors policy file (SB3 zip files run code when loaded and are not read)"
+        )
+    return PolicyArtifact.load(path).policy

@@ -1,0 +1,27 @@
+"""Shared by all tests: one thread, one cache of pretrained weights, the smallest real tasks."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything reads it: tests neither use nor fill the user's own cache, and repeated runs share theirs.
+os.environ.setdefault("LEPTON_CACHE", str(Path(tempfile.gettempdir()) / "lepton_rl-test-cache"))
+
+import pytest
+import torch
+
+from lepton_rl.suite import TaskSuite
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def suite() -> TaskSuite:
+    """The built-in suite, with hastily pretrained networks."""
+    return TaskSuite("digits-test", {"digits": _digits}, pretrain_steps=60)
+
+
+def _digits():
+    from lepton_rl.domain import Domain
+
+    return Domain.digits()
