@@ -168,7 +168,7 @@ class Session:
         if self.architecture is not None:
             recipe = replace(recipe, architecture=self.architecture)
         # The run's seed belongs to the task: the default's run on the same task and seed is then played once.
-        return self.suite.make(recipe), recipe.seed % 2**31
+        return self.suite.make(recipe), recipe.seed
 
     def _ready(self, drawn: dict[int, tuple[AdaptationTask, int]]) -> AdaptationRun:
         """Return a run whose engine fits the drawn tasks."""

@@ -15,37 +15,23 @@ from torch import Tensor
 from lepton_rl import streams
 from lepton_rl.augment import augment
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.controls import LOSS_TERMS, Controls, cosine
+from lepton_rl.controls import Controls
 from lepton_rl.domain import Domain
 from lepton_rl.losses import rotate_batch
-from lepton_rl.objective import NEEDS_SOURCE, TERMS, Outputs, loss_terms, weighted_sum
+from lepton_rl.objective import TERMS, Outputs, loss_terms, weighted_sum
 from lepton_rl.pool import ImagePool
+from lepton_rl.stages import N_GROUPS
 from lepton_rl.task import VisibleTask
+from lepton_rl.window import SUPPORT_BATCH, Lanes, TrainStats, Window
 
-SOURCE_BATCH = 32
-SUPPORT_BATCH = 16
-TARGET_BATCH = 32
+__all__ = ["ABSENT_CLASS", "CHUNK", "VIEW", "Engine", "Side", "TrainStats", "Views"]
+
 VIEW = 128  # images of each domain that the signals look at
 CHUNK = 256  # images per forward pass outside of training
 ABSENT_CLASS = -1e4  # logit of classes that a lane does not have
 
 Side = Literal["source", "target"]
 SETS = ("source_train", "source_val", "target_support", "target_probe", "target_unlabelled")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainStats:
-    """What one window of gradient steps looked like from inside.
-
-    Attributes:
-        terms: Mean of every loss term, `[lanes, 8]` in the order of `TERMS`.
-        slopes: Mean of the second half minus mean of the first half, `[lanes, 8]`.
-        gradient_norm: Of the last step per layer group, `[lanes, 5]`; 0 where frozen.
-    """
-
-    terms: Tensor
-    slopes: Tensor
-    gradient_norm: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +44,6 @@ class Views:
     source: Outputs
     probe: Outputs
     target: Outputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What the host knows about a window before it starts, so that the loop needs no synchronisation."""
-
-    steps: int
-    uses_source: bool
-    uses_augmentation: bool
-    uses_adversarial: bool
-    uses_auxiliary: bool
 
 
 class Engine(ABC):
@@ -96,6 +71,14 @@ class Engine(ABC):
         self.std = torch.ones(lanes, 1, c, 1, 1, dtype=dtype, device=device)
         self.offset = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
         self.length = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
+        self._everyone = torch.ones(lanes, dtype=torch.bool, device=device)
+        self._all_classes = True
+        self._depth = torch.zeros(lanes, dtype=torch.int64, device=device)
+        self._stats = TrainStats(
+            terms=torch.zeros(lanes, len(TERMS), device=device, dtype=dtype),
+            slopes=torch.zeros(lanes, len(TERMS), device=device, dtype=dtype),
+            gradient_norm=torch.zeros(lanes, N_GROUPS, device=device, dtype=dtype),
+        )
         self.heads: AuxiliaryHeads  # made by the subclass, which knows the length of a feature vector
 
     # ----- what an engine has to bring
@@ -112,15 +95,16 @@ class Engine(ABC):
             images: Batch of every lane.
             side: Whose normalisation statistics to use.
             live: Whether unfrozen layers normalise by the batch (training) or by stored statistics.
-            update: bool `[lanes]`, whose stored statistics the batch may change; None = nobody's.
+            update: bool `[lanes]`, whose stored statistics the batch may change; None = nobody's, and
+                `self._everyone` itself = all lanes', which an engine may know without looking.
 
         Returns:
             Features `[lanes, b, d]` and logits `[lanes, b, k]`.
         """
 
     @abstractmethod
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor) -> None:
-        """Take one optimizer step on the unfrozen layers of the lanes marked in `trained`."""
+    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+        """Take one optimizer step on the unfrozen layers of the lanes marked in `trained`; None = of all."""
 
     @abstractmethod
     def set_depth(self, unfrozen_stages: Tensor) -> None:
@@ -167,6 +151,9 @@ class Engine(ABC):
         self.step_count[lane] = 0
         self.budget[lane] = task.budget
         self.n_classes[lane] = task.n_classes
+        self._all_classes = all(t is None or t.n_classes == self.width_of_head for t in self.tasks)
+        self._depth[lane] = 0
+        self._stats = self._stats.without(torch.arange(self.lanes, device=self.device) == lane)
         self.has_class[lane] = torch.arange(self.width_of_head, device=self.device) < task.n_classes
         self.mean[lane, 0, :, 0, 0] = torch.as_tensor(task.mean, dtype=self.dtype)
         self.std[lane, 0, :, 0, 0] = torch.as_tensor(task.std, dtype=self.dtype)
@@ -196,139 +183,122 @@ class Engine(ABC):
 
         Args:
             controls: The knobs of every lane.
-            steps: Gradient steps of every lane in this window; 0 leaves a lane as it is.
+            steps: Gradient steps of every lane in this window; 0 leaves a lane as it is, its knobs included.
+
+        Returns:
+            How the window went; for a lane that took no step, how its last one went.
         """
-        self.set_depth(controls.unfrozen_stages)
-        plan = self._plan(controls, max(steps))
         wanted = torch.tensor(steps, device=self.device)
-        counters = self.step_count[:, None] + torch.arange(plan.steps, device=self.device)
-        drawn = self._draw_rows(plan, counters)
-        sums = torch.zeros(2, self.lanes, len(TERMS), device=self.device, dtype=self.dtype)
-        sizes = torch.zeros(2, self.lanes, 1, device=self.device, dtype=self.dtype)
-        for k in range(plan.steps):
-            trained = k < wanted
-            terms = self._one_step(plan, controls, {name: rows[:, k] for name, rows in drawn.items()}, trained)
-            for half, mine in enumerate((2 * k < wanted, 2 * k >= wanted)):
-                mask = (mine & trained)[:, None]
-                sums[half] += torch.where(mask, terms, torch.zeros_like(terms))
-                sizes[half] += mask
-        means = sums / sizes.clamp(min=1)
-        slopes = torch.where(sizes.min(0).values > 0, means[1] - means[0], torch.zeros_like(means[0]))
-        return TrainStats(
-            terms=sums.sum(0) / sizes.sum(0).clamp(min=1), slopes=slopes, gradient_norm=self.gradient_norms()
+        self._depth = torch.where(wanted > 0, controls.unfrozen_stages, self._depth)
+        self.set_depth(self._depth)
+        window = Window.plan(self._lane_facts(), controls, steps)
+        self._begin_window(window)
+        gradient_norm = self._stats.gradient_norm
+        terms: list[Tensor] = []
+        for k in range(window.steps):
+            terms.append(self._one_step(window, k))
+            if k + 1 in window.ends:
+                ended = (window.wanted == k + 1)[:, None]
+                gradient_norm = torch.where(ended, self.gradient_norms(), gradient_norm)
+        self.step_count += window.wanted
+        stats = window.summary(torch.stack(terms), gradient_norm)
+        moved = (window.wanted > 0)[:, None]
+        self._stats = TrainStats(
+            terms=torch.where(moved, stats.terms, self._stats.terms),
+            slopes=torch.where(moved, stats.slopes, self._stats.slopes),
+            gradient_norm=stats.gradient_norm,
+        )
+        return self._stats
+
+    def _lane_facts(self) -> Lanes:
+        return Lanes(
+            seeds=self.seeds,
+            step_count=self.step_count,
+            budget=self.budget,
+            offset=self.offset,
+            length=self.length,
+            dtype=self.dtype,
         )
 
-    def _plan(self, controls: Controls, steps: int) -> _Plan:
-        on = (controls.weights > 0).any(0).tolist()
-        term_on = dict(zip(LOSS_TERMS, on, strict=True))
-        has_source = bool((self.length["source_train"] > 0).any())
-        uses_source = has_source and any(term_on[term] for term in NEEDS_SOURCE)
-        return _Plan(
-            steps=steps,
-            uses_source=uses_source,
-            uses_augmentation=bool((controls.augmentation > 0).any()),
-            uses_adversarial=uses_source and term_on["adversarial"],
-            uses_auxiliary=term_on["auxiliary"],
-        )
+    def _begin_window(self, window: Window) -> None:
+        """Prepare for a window whose rows are known; engines may."""
 
-    def _draw_rows(self, plan: _Plan, counters: Tensor) -> dict[str, Tensor]:
-        """Draw the pool rows of every batch of the window, `[lanes, steps, b]`.
-
-        A target batch is 16 support and 32 unlabelled images; a lane without labels takes unlabelled ones for
-        all 48, so that a lane's batch does not depend on what the lanes beside it have.
-        """
-        has_support = (self.length["target_support"] > 0)[:, None, None]
-        support = self._draw("target_support", streams.SUPPORT_BATCH, counters, SUPPORT_BATCH)
-        filler = self._draw("target_unlabelled", streams.SUPPORT_BATCH, counters, SUPPORT_BATCH)
-        unlabelled = self._draw("target_unlabelled", streams.TARGET_BATCH, counters, TARGET_BATCH)
-        rows = {"target": torch.cat([torch.where(has_support, support, filler), unlabelled], dim=-1)}
-        if plan.uses_source:
-            rows["source"] = self._draw("source_train", streams.SOURCE_BATCH, counters, SOURCE_BATCH)
-        return rows
-
-    def _draw(self, name: str, stream: int, counters: Tensor, size: int) -> Tensor:
-        drawn = streams.integers(self.seeds, stream, counters, size, self.length[name].clamp(min=1))
-        return self.offset[name][:, None, None] + drawn
-
-    def _one_step(self, plan: _Plan, controls: Controls, rows: dict[str, Tensor], trained: Tensor) -> Tensor:
-        strength = controls.augmentation if plan.uses_augmentation else None
+    def _one_step(self, window: Window, k: int) -> Tensor:
+        """Take step k of a window and return its loss terms, `[lanes, 8]`."""
+        trained = window.trained[k] if k >= window.shortest else None  # None = every lane
         source = adversarial = auxiliary = None
-        if plan.uses_source:
-            wants = (controls.weights[:, : len(NEEDS_SOURCE)] > 0).any(1) & (self.length["source_train"] > 0)
-            source = self._source_outputs(rows["source"], trained & wants, strength)
-        target, support = self._target_outputs(rows["target"], trained, strength)
-        if plan.uses_adversarial and source is not None:
+        if window.uses_source is not None:
+            source = self._source_outputs(window, k, trained)
+        target, support = self._target_outputs(window, k, trained)
+        if source is not None and "adversarial" in window.active:
             adversarial = self.heads.adversarial(source.features, target.features)
-        if plan.uses_auxiliary:
-            auxiliary = self._rotation_loss(rows["target"][:, SUPPORT_BATCH:])
+        if "auxiliary" in window.active:
+            auxiliary = self._rotation_loss(window, k)
         terms = loss_terms(
             source=source,
             support=support,
             target=target,
             adversarial=adversarial,
             auxiliary=auxiliary,
-            n_classes=self.n_classes,
+            n_classes=None if self._all_classes else self.n_classes,
+            trained=window.active,
+            wanted=window.present if k in window.looks else window.active,
         )
-        terms = torch.where(self._available(controls), terms, torch.zeros_like(terms))
-        loss = weighted_sum(terms, controls.weights)
-        rate = controls.learning_rate * cosine(self.step_count, self.budget)
+        loss = weighted_sum(terms, window.weights)
+        if trained is not None:
+            loss = torch.where(trained, loss, torch.zeros_like(loss))
         self.heads.flat.grad = None
-        self._backward(torch.where(trained, loss, torch.zeros_like(loss)), rate, trained)
-        if self.heads.flat.grad is not None:
-            self.heads.optimizer.step(self.heads.flat.grad, rate, trained & self._uses_heads(controls))
-        self.step_count += trained
+        self._backward(loss, window.rates[k], trained)
+        if self.heads.flat.grad is not None and window.uses_heads is not None:
+            uses = window.uses_heads if trained is None else window.uses_heads & trained
+            self.heads.optimizer.step(self.heads.flat.grad, window.rates[k], uses)
         return terms.detach()
 
-    def _uses_heads(self, controls: Controls) -> Tensor:
-        on = dict(zip(LOSS_TERMS, (controls.weights > 0).unbind(1), strict=True))
-        return on["auxiliary"] | (on["adversarial"] & (self.length["source_train"] > 0))
-
-    def _available(self, controls: Controls) -> Tensor:
-        """Return which loss terms a lane has, bool `[lanes, 8]`.
-
-        A term that costs a pass of its own counts only where its lane asks for it, not where a neighbour does.
-        """
-        on = controls.weights > 0
-        mask = torch.ones(self.lanes, len(TERMS), dtype=torch.bool, device=self.device)
-        uses_source = on[:, : len(NEEDS_SOURCE)].any(1) & (self.length["source_train"] > 0)
-        mask[:, : len(NEEDS_SOURCE)] = uses_source[:, None]
-        for term in ("adversarial", "auxiliary"):
-            index = TERMS.index(term)
-            mask[:, index] &= on[:, index]
-        mask[:, -1] = self.length["target_support"] > 0
-        return mask
-
-    def _target_outputs(self, rows: Tensor, trained: Tensor, strength: Tensor | None) -> tuple[Outputs, Outputs]:
+    def _target_outputs(self, window: Window, k: int, trained: Tensor | None) -> tuple[Outputs, Outputs]:
         """Run support and unlabelled images as one batch, so that both are normalised by the same statistics."""
-        images, labels = self.pool.gather(rows)
-        pixels = self._unit(images)
-        if strength is not None:
-            moved = augment(pixels[:, :SUPPORT_BATCH], strength, self.seeds, self.step_count)
+        rows = window.rows["target"][k]
+        update = self._everyone if trained is None else trained
+        if window.strength is None:
+            features, logits = self._forward_rows(rows, "target", True, update)
+        else:
+            pixels = self._unit(self.pool.images[rows])
+            moved = augment(pixels[:, :SUPPORT_BATCH], window.strength, self.seeds, window.counters[k])
             pixels = torch.cat([moved, pixels[:, SUPPORT_BATCH:]], dim=1)
-        features, logits = self._forward(self._normalise(pixels), "target", True, trained)
-        logits = self._mask(logits)
+            features, logits = self._forward(self._normalise(pixels), "target", True, update)
+        logits, labels = self._mask(logits), self.pool.labels[rows]
         target, support = (
             Outputs(features=features[:, part], logits=logits[:, part], labels=labels[:, part])
             for part in (slice(SUPPORT_BATCH, None), slice(SUPPORT_BATCH))
         )
         return target, support
 
-    def _source_outputs(self, rows: Tensor, update: Tensor, strength: Tensor | None) -> Outputs:
-        images, labels = self.pool.gather(rows)
-        pixels = self._unit(images)
-        if strength is not None:
-            pixels = augment(pixels, strength, self.seeds, self.step_count)
-        features, logits = self._forward(self._normalise(pixels), "source", True, update)
-        return Outputs(features=features, logits=self._mask(logits), labels=labels)
+    def _source_outputs(self, window: Window, k: int, trained: Tensor | None) -> Outputs:
+        assert window.uses_source is not None
+        rows = window.rows["source"][k]
+        if trained is None:
+            update = self._everyone if window.all_use_source else window.uses_source
+        else:
+            update = trained & window.uses_source
+        if window.strength is None:
+            features, logits = self._forward_rows(rows, "source", True, update)
+        else:
+            pixels = augment(self._unit(self.pool.images[rows]), window.strength, self.seeds, window.counters[k])
+            features, logits = self._forward(self._normalise(pixels), "source", True, update)
+        return Outputs(features=features, logits=self._mask(logits), labels=self.pool.labels[rows])
 
-    def _rotation_loss(self, rows: Tensor) -> Tensor:
-        images, _ = self.pool.gather(rows)
+    def _rotation_loss(self, window: Window, k: int) -> Tensor:
+        rows = window.rows["target"][k][:, SUPPORT_BATCH:]
         four = torch.full_like(self.seeds, 4)
-        turns = streams.integers(self.seeds, streams.ROTATION, self.step_count[:, None], rows.shape[1], four)[:, 0]
-        pixels = rotate_batch(self._unit(images), turns)
+        counters = window.counters[k][:, None]
+        turns = streams.integers(self.seeds, streams.ROTATION, counters, rows.shape[1], four)[:, 0]
+        pixels = rotate_batch(self._unit(self.pool.images[rows]), turns)
         # Rotated images are not the target's: they normalise by their batch and leave the statistics alone.
         features, _ = self._forward(self._normalise(pixels), "target", True, None)
         return self.heads.rotation(features, turns)
+
+    def _forward_rows(self, rows: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the network on images of the pool as they are, int64 `[lanes, b]`; an engine may know better."""
+        return self._forward(self._normalise(self._unit(self.pool.images[rows])), side, live, update)
 
     # ----- evaluation
 
@@ -349,6 +319,11 @@ class Engine(ABC):
         features = torch.cat([f for f, _ in parts], dim=1)
         return features, self._mask(torch.cat([z for _, z in parts], dim=1))
 
+    def _predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        """Run the network in evaluation mode on images of the pool."""
+        parts = [self._forward_rows(chunk, side, False, None) for chunk in rows.split(CHUNK, 1)]
+        return torch.cat([f for f, _ in parts], dim=1), self._mask(torch.cat([z for _, z in parts], dim=1))
+
     @torch.no_grad()
     def views(self, side: Side = "target") -> Views:
         """Look at the visible splits: up to 128 images of each domain, and every probe image.
@@ -358,8 +333,9 @@ class Engine(ABC):
         """
         target_rows, _ = self._view_rows("target_unlabelled", VIEW)
         probe_rows, probe_mask = self._view_rows("target_probe", int(self.length["target_probe"].max()))
-        images, labels = self.pool.gather(torch.cat([target_rows, probe_rows], dim=1))
-        features, logits = self.predict(images, side)
+        rows = torch.cat([target_rows, probe_rows], dim=1)
+        features, logits = self._predict_rows(rows, side)
+        labels = self.pool.labels[rows]
         probe_labels = torch.where(probe_mask, labels[:, VIEW:], torch.full_like(probe_mask, -1, dtype=torch.int64))
         source = self._source_view()
         return Views(
@@ -370,9 +346,8 @@ class Engine(ABC):
 
     def _source_view(self) -> Outputs:
         rows, mask = self._view_rows("source_val", VIEW)
-        images, labels = self.pool.gather(rows)
         present = (self.length["source_val"] > 0)[:, None]
-        labels = torch.where(present, labels, torch.full_like(labels, -1))
+        labels = torch.where(present, self.pool.labels[rows], torch.full_like(present, -1, dtype=torch.int64))
         if not bool(present.any()):
             zeros = torch.zeros(self.lanes, VIEW, 1, device=self.device, dtype=self.dtype)
             return Outputs(
@@ -380,7 +355,7 @@ class Engine(ABC):
                 logits=zeros.expand(-1, -1, self.width_of_head),
                 labels=labels,
             )
-        features, logits = self.predict(images, "source")
+        features, logits = self._predict_rows(rows, "source")
         return Outputs(features=features, logits=logits, labels=labels)
 
     def _view_rows(self, name: str, size: int) -> tuple[Tensor, Tensor]:
@@ -396,5 +371,7 @@ class Engine(ABC):
         return (pixels - self.mean) / self.std
 
     def _mask(self, logits: Tensor) -> Tensor:
+        if self._all_classes:
+            return logits
         return torch.where(self.has_class[:, None], logits, torch.full_like(logits, ABSENT_CLASS))
 

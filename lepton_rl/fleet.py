@@ -5,12 +5,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import CHUNK, VIEW, Engine, Side
+from lepton_rl.engine import VIEW, Engine, Side
 from lepton_rl.lanes import LaneBatchNorm2d, LaneMode, stack_lanes
 from lepton_rl.normalisation import MOMENTUM
 from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
 from lepton_rl.task import VisibleTask
+
+_NONE = [False] * N_GROUPS
 
 
 class FleetEngine(Engine):
@@ -46,6 +48,7 @@ class FleetEngine(Engine):
                 self.norms.append(layer)
         self._collect_parameters()
         self.live = torch.zeros(lanes, N_GROUPS, dtype=torch.bool, device=self.device)
+        self._any_live = self._all_live = _NONE
         self._features: list[Tensor] = []
         head = self.network.get_submodule(self.plan.head)
         head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
@@ -96,6 +99,7 @@ class FleetEngine(Engine):
                     layer.get_buffer(f"{side}_mean")[lane] = buffers[f"{name}.running_mean"].to(self.device)
                     layer.get_buffer(f"{side}_var")[lane] = buffers[f"{name}.running_var"].to(self.device)
         self.live[lane] = False
+        self._all_live = _NONE
         self._forget(lane)
 
     def _fit(self, value: Tensor, shape: torch.Size) -> Tensor:
@@ -141,7 +145,9 @@ class FleetEngine(Engine):
 
     def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
         self.mode.side, self.mode.update, self.mode.momentum = side, update, MOMENTUM
+        self.mode.everyone = update is self._everyone
         self.mode.live = self.live if live else None
+        self.mode.all_live, self.mode.any_live = (self._all_live, self._any_live) if live else (_NONE, _NONE)
         return self._run(images)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +157,7 @@ class FleetEngine(Engine):
         features = self._features[-1]
         return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))  # type: ignore[return-value]
 
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor) -> None:
+    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         for block in self.blocks:
             block.grad = None
         if loss.requires_grad:
@@ -159,7 +165,11 @@ class FleetEngine(Engine):
         for group, (block, optimizer) in enumerate(zip(self.blocks, self.optimizers, strict=True)):
             if block.requires_grad:
                 gradient = torch.zeros_like(block) if block.grad is None else block.grad
-                optimizer.step(gradient, learning_rate, trained & self.live[:, group])
+                if self._all_live[group]:
+                    optimizer.step(gradient, learning_rate, trained)
+                else:
+                    live = self.live[:, group]
+                    optimizer.step(gradient, learning_rate, live if trained is None else trained & live)
 
     def set_depth(self, unfrozen_stages: Tensor) -> None:
         """Freeze and unfreeze per lane; where no lane trains a stage, the backward pass stops above it."""
@@ -167,24 +177,23 @@ class FleetEngine(Engine):
         live = (group == HEAD) | (group >= N_STAGES - unfrozen_stages[:, None])
         freezing = self.live & ~live
         self.live = live
-        any_live = live.any(0).tolist()
+        known = torch.cat([live.any(0), live.all(0), freezing.any()[None]]).tolist()
+        self._any_live, self._all_live = known[:N_GROUPS], known[N_GROUPS : 2 * N_GROUPS]
         for i, (block, optimizer) in enumerate(zip(self.blocks, self.optimizers, strict=True)):
-            block.requires_grad_(any_live[i])
-            optimizer.forget(~live[:, i])
-        if bool(freezing.any()):
+            block.requires_grad_(self._any_live[i])
+            if not self._all_live[i]:
+                optimizer.forget(~live[:, i])
+        if known[-1]:
             self.estimate_statistics("target", freezing)
 
     @torch.no_grad()
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked lanes and stages from the domain's view."""
-        name = "target_unlabelled" if side == "target" else "source_val"
-        rows, _ = self._view_rows(name, VIEW)
-        images, _ = self.pool.gather(rows)
-        everyone = torch.ones(self.lanes, dtype=torch.bool, device=self.device)
-        for i, chunk in enumerate(images.split(CHUNK, 1)):
-            self.mode.side, self.mode.live, self.mode.update = side, stages, everyone
-            self.mode.momentum = 1 / (i + 1)
-            self._run(self._normalise(self._unit(chunk)))
+        rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
+        self.mode.side, self.mode.update, self.mode.momentum = side, self._everyone, 1.0
+        self.mode.live, self.mode.everyone = stages, False
+        self.mode.all_live, self.mode.any_live = _NONE, [True] * N_GROUPS
+        self._run(self._normalise(self._unit(self.pool.images[rows])))
 
     # ----- readings
 

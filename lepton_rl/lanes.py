@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lepton_rl.errors import InputError
 from lepton_rl.normalisation import MOMENTUM, Side
+from lepton_rl.stages import N_GROUPS
 
 CHANNELWISE = (
     nn.ReLU,
@@ -40,12 +41,18 @@ class LaneMode:
         live: Which lane and layer group normalises by the batch, bool `[lanes, 5]`; None = none does.
         update: Whose stored statistics the batch may change, bool `[lanes]`; None = nobody's.
         momentum: Share of the batch in the changed statistics.
+        everyone: Whether the host knows that `update` marks all lanes.
+        all_live: For each layer group whether the host knows that all lanes are live in it.
+        any_live: For each layer group whether any lane is.
     """
 
     side: Side = "target"
     live: Tensor | None = None
     update: Tensor | None = None
-    momentum: float = field(default=MOMENTUM)
+    momentum: float = MOMENTUM
+    everyone: bool = False
+    all_live: list[bool] = field(default_factory=lambda: [False] * N_GROUPS)
+    any_live: list[bool] = field(default_factory=lambda: [True] * N_GROUPS)
 
 
 class LaneConv2d(nn.Module):
@@ -114,12 +121,15 @@ class LaneBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * c, h, w]` to the same shape."""
+        mode = self.mode
         mean, var = self._stored()
-        if self.mode.live is None:
-            return F.batch_norm(
-                x, mean.flatten(), var.flatten(), self.weight.flatten(), self.bias.flatten(), False, 0.0, self.eps
-            )
-        live = self.mode.live[:, self.group, None]
+        if mode.live is None or not mode.any_live[self.group]:
+            return self._native(x, mean, var, batch=False)
+        if mode.all_live[self.group] and mode.update is None:
+            return self._native(x, None, None, batch=True)
+        if mode.all_live[self.group] and mode.everyone:
+            return self._native(x, mean, var, batch=True)
+        live = mode.live[:, self.group, None]
         batch_var, batch_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         batch_mean, batch_var = batch_mean.unflatten(0, (self.lanes, -1)), batch_var.unflatten(0, (self.lanes, -1))
         if self.mode.update is not None:
@@ -127,6 +137,12 @@ class LaneBatchNorm2d(nn.Module):
         scale = self.weight * torch.rsqrt(torch.where(live, batch_var, var) + self.eps)
         offset = self.bias - torch.where(live, batch_mean, mean) * scale
         return x * scale.flatten()[None, :, None, None] + offset.flatten()[None, :, None, None]
+
+    def _native(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *, batch: bool) -> Tensor:
+        """Normalise lanes that all do the same: lanes are channels, so the usual operation does; it changes mean, var."""
+        stored = [None if value is None else value.view(-1) for value in (mean, var)]
+        weight, bias = self.weight.flatten(), self.bias.flatten()
+        return F.batch_norm(x, *stored, weight, bias, batch, self.mode.momentum, self.eps)
 
     def _stored(self) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"{self.mode.side}_mean"), self.get_buffer(f"{self.mode.side}_var")

@@ -25,13 +25,19 @@ class DomainStatistics:
     """
 
     def __init__(self, model: nn.Module, plan: StagePlan) -> None:
-        named = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-        self.layers = [module for _, module in named if module.running_mean is not None]
-        self.groups = [plan.group_of(name) for name, module in named if module.running_mean is not None]
+        named = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        ]
+        self.layers = [module for _, module in named]
+        self.groups = [plan.group_of(name) for name, _ in named]
         self.sides: dict[Side, list[tuple[Tensor, Tensor]]] = {
             side: [(_mean(layer).clone(), _var(layer).clone()) for layer in self.layers]
             for side in ("source", "target")
         }
+        self._counters = [layer.num_batches_tracked for layer in self.layers]
+        self._used: tuple[object, ...] = ()
 
     def use(self, side: Side, live: list[bool], momentum: float) -> None:
         """Point every layer at one domain's statistics.
@@ -41,10 +47,20 @@ class DomainStatistics:
             live: For each of the five layer groups, whether it normalises by the batch.
             momentum: Share of the batch in the stored statistics; 0 leaves them alone, 1 replaces them.
         """
-        for layer, group, (mean, var) in zip(self.layers, self.groups, self.sides[side], strict=True):
-            layer.running_mean, layer.running_var = mean, var
-            layer.train(live[group])
-            layer.momentum = momentum
+        wanted = (side, tuple(live), momentum)
+        if wanted == self._used:
+            return
+        self._used = wanted
+        layers = zip(self.layers, self.groups, self.sides[side], self._counters, strict=True)
+        for layer, group, (mean, var), counter in layers:
+            apart = live[group] and momentum == 0.0  # normalise by the batch and store nothing, not even 0 x nan
+            # Straight into the dictionaries: Module.__setattr__ would take 3 % of the time of a small network's step.
+            layer._buffers["running_mean"] = None if apart else mean
+            layer._buffers["running_var"] = None if apart else var
+            # Counting batches says nothing under a fixed momentum and costs a call per layer.
+            layer._buffers["num_batches_tracked"] = None if live[group] else counter
+            layer.__dict__["training"] = live[group]
+            layer.__dict__["momentum"] = momentum
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy both sets, by name."""
@@ -63,10 +79,9 @@ class DomainStatistics:
             for what, value in zip(("mean", "var"), pair, strict=True)
         ]
 
-    def finite(self) -> Tensor:
-        """Return whether every statistic is finite, bool scalar."""
-        checks = [torch.isfinite(value).all() for _, value in self._named()]
-        return torch.stack(checks).all() if checks else torch.tensor(True)
+    def tensors(self) -> list[Tensor]:
+        """List all statistics of both domains."""
+        return [value for _, value in self._named()]
 
 
 def _mean(layer: _BatchNorm) -> Tensor:

@@ -45,9 +45,11 @@ def loss_terms(
     target: Outputs,
     adversarial: Tensor | None,
     auxiliary: Tensor | None,
-    n_classes: Tensor,
+    n_classes: Tensor | None,
+    trained: frozenset[str] = frozenset(TERMS),
+    wanted: frozenset[str] = frozenset(TERMS),
 ) -> Tensor:
-    """Compute every loss term of every lane.
+    """Compute loss terms of every lane.
 
     Args:
         source: Labelled source batch, or None where no lane needs it.
@@ -55,23 +57,39 @@ def loss_terms(
         target: Unlabelled target batch.
         adversarial: Loss of the domain discriminator behind a gradient reversal `[lanes]`, or None when off.
         auxiliary: Rotation loss `[lanes]`, or None when off.
-        n_classes: int64 `[lanes]`.
+        n_classes: int64 `[lanes]`; None = every lane has all classes of the logits.
+        trained: Terms that need a gradient.
+        wanted: Terms that are needed at all; the others are 0.
 
     Returns:
         `[lanes, 8]` in the order of `TERMS`.
     """
     zero = target.logits.new_zeros(target.logits.shape[0])
-    values = {
-        "source": zero if source is None else cross_entropy(source.logits, source.labels, n_classes=n_classes),
-        "alignment": zero if source is None else _alignment(source.features, target.features),
-        "adversarial": zero if adversarial is None else adversarial,
-        "entropy": conditional_entropy(target.logits, n_classes),
-        "diversity": diversity(target.logits, n_classes),
-        "self_training": pseudo_label(target.logits, PSEUDO_LABEL_THRESHOLD),
-        "auxiliary": zero if auxiliary is None else auxiliary,
-        "target": cross_entropy(support.logits, support.labels, n_classes=n_classes),
-    }
-    return torch.stack([values[term] for term in TERMS], dim=-1)
+    still = Outputs(features=target.features.detach(), logits=target.logits.detach(), labels=target.labels)
+
+    def value(term: str) -> Tensor:
+        seen = target if term in trained else still
+        match term:
+            case "source" if source is not None:
+                return cross_entropy(source.logits, source.labels, n_classes=n_classes)
+            case "alignment" if source is not None:
+                features = source.features if term in trained else source.features.detach()
+                return _alignment(features, seen.features)
+            case "adversarial" if adversarial is not None:
+                return adversarial
+            case "entropy":
+                return conditional_entropy(seen.logits, n_classes)
+            case "diversity":
+                return diversity(seen.logits, n_classes)
+            case "self_training":
+                return pseudo_label(seen.logits, PSEUDO_LABEL_THRESHOLD)
+            case "auxiliary" if auxiliary is not None:
+                return auxiliary
+            case "target":
+                return cross_entropy(support.logits, support.labels, n_classes=n_classes)
+        return zero
+
+    return torch.stack([value(term) if term in wanted else zero for term in TERMS], dim=-1)
 
 
 def _alignment(features_s: Tensor, features_t: Tensor) -> Tensor:
@@ -84,11 +102,10 @@ def weighted_sum(terms: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         terms: `[lanes, 8]`.
-        weights: Of the seven knobs, `[lanes, 7]`.
+        weights: `[lanes, 8]`, 0 = off.
 
     Returns:
         `[lanes]`.
     """
-    weights = torch.cat([weights, torch.ones_like(weights[:, :1])], dim=-1).to(terms.dtype)
     # where, not a product: 0 * inf is nan, and a term that is off must not end a lane.
     return torch.where(weights > 0, weights * terms, torch.zeros_like(terms)).sum(-1)

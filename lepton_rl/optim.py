@@ -10,42 +10,52 @@ EPS = 1e-8
 class LaneAdam:
     """Adam for one parameter block `[lanes, p]`, lane by lane as `torch.optim.Adam` would do it.
 
-    A lane that is not trained keeps its weights and forgets its moments, as a frozen layer leaves an optimizer.
+    A lane that is not trained keeps its weights and its moments; `forget` drops them, as a frozen layer leaves
+    an optimizer. All state is changed in place, so that a captured graph of a step stays valid.
 
     Source: Kingma and Ba 2015, "Adam", algorithm 1.
     """
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
-        self.first = torch.zeros_like(parameter)
-        self.second = torch.zeros_like(parameter)
+        self.first = torch.zeros_like(parameter, requires_grad=False)
+        self.second = torch.zeros_like(parameter, requires_grad=False)
         self.count = torch.zeros(parameter.shape[0], dtype=torch.float64, device=parameter.device)
 
+    @torch.no_grad()
     def forget(self, lanes: Tensor) -> None:
         """Drop the moments of the lanes marked in a bool mask `[lanes]`."""
-        keep = (~lanes).to(self.first.dtype)[:, None]
-        # A diverged lane's moments may be nan, which a product would keep.
-        self.first = torch.nan_to_num(self.first, 0.0, 0.0, 0.0).mul_(keep)
-        self.second = torch.nan_to_num(self.second, 0.0, 0.0, 0.0).mul_(keep)
-        self.count = self.count * (~lanes)
+        # Filled, not multiplied by 0: a diverged lane's moments may be nan, which a product would keep.
+        self.first.masked_fill_(lanes[:, None], 0.0)
+        self.second.masked_fill_(lanes[:, None], 0.0)
+        self.count.masked_fill_(lanes, 0.0)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, learning_rate: Tensor, trained: Tensor) -> None:
+    def step(self, gradient: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         """Take one step.
 
         Args:
             gradient: `[lanes, p]`.
             learning_rate: `[lanes]`.
-            trained: bool `[lanes]`; other lanes do not move.
+            trained: bool `[lanes]`, other lanes do not move; None = all lanes move.
         """
+        if trained is None:
+            self.count += 1
+            self.first.lerp_(gradient, 1 - BETAS[0])
+            self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            self.parameter.sub_(self._update(learning_rate))
+            return
         mask = trained[:, None]
         self.count += trained
-        self.first = torch.where(mask, torch.lerp(self.first, gradient, 1 - BETAS[0]), self.first)
+        self.first.copy_(torch.where(mask, torch.lerp(self.first, gradient, 1 - BETAS[0]), self.first))
         squared = self.second.mul(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        self.second = torch.where(mask, squared, self.second)
+        self.second.copy_(torch.where(mask, squared, self.second))
+        self.parameter.sub_(self._update(learning_rate).masked_fill_(~mask, 0.0))
+
+    def _update(self, learning_rate: Tensor) -> Tensor:
         count = self.count.clamp(min=1)
-        correction_1 = (1 - BETAS[0] ** count)[:, None].to(gradient.dtype)
-        correction_2 = (1 - BETAS[1] ** count)[:, None].to(gradient.dtype)
-        denominator = (self.second / correction_2).sqrt_().add_(EPS)
-        update = learning_rate[:, None].to(gradient.dtype) * (self.first / correction_1) / denominator
-        self.parameter.sub_(torch.where(mask, update, torch.zeros_like(update)))
+        # Per lane numbers are combined in float64 first: one pass over the weights less, and no rounding of 1 - 0.999.
+        size = learning_rate / (1 - BETAS[0] ** count)
+        root = (1 - BETAS[1] ** count).sqrt()
+        denominator = self.second.sqrt().div_(root[:, None].to(self.second.dtype)).add_(EPS)
+        return (self.first / denominator).mul_(size[:, None].to(self.first.dtype))

@@ -76,7 +76,3 @@ class ImagePool:
             else:
                 merged.append(gap)
         self._free = merged
-
-    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images `[..., c, h, w]` and labels `[...]` at the given rows of the pool."""
-        return self.images[rows], self.labels[rows]

@@ -1,27 +1,43 @@
 """The engine for one arbitrary `nn.Module`."""
 
 import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import CHUNK, VIEW, Engine, Side
+from lepton_rl.engine import VIEW, Engine, Side
+from lepton_rl.errors import InputError
 from lepton_rl.normalisation import MOMENTUM, DomainStatistics
+from lepton_rl.prefix import CACHE_BYTES, PrefixCache, SplitNetwork
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, StagePlan, find_stages
 from lepton_rl.task import VisibleTask
+from lepton_rl.window import Window
+
+CHANNELS_LAST = {False: False, True: False}  # by "is CUDA"; measured, see docs/engines.md
 
 
 class SoloEngine(Engine):
     """Fine-tune one network.
 
     Frozen stages have `requires_grad` off, no optimizer state, and the backward pass stops above them; their
-    batch normalisation uses stored statistics of the domain at hand.
+    batch normalisation uses stored statistics of the domain at hand. What the frozen lower stages put out is
+    computed once per image and kept (`prefix.py`), as long as it fits.
 
     Args:
         task: The first task; later ones must have the same kind of model.
         device: Where to train.
         dtype: Floating point type.
+        channels_last: Memory layout of weights and images: true, false, or None = whatever was measured faster
+            (`docs/engines.md`).
+        amp: Run the network in bfloat16 where that is safe; on CUDA only.
+        cache_bytes: Most memory for outputs of frozen stages; 0 = keep none.
+
+    Raises:
+        InputError: If `amp` is asked for without CUDA.
     """
 
     def __init__(
@@ -30,41 +46,47 @@ class SoloEngine(Engine):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        channels_last: bool | None = None,
+        amp: bool = False,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         super().__init__(lanes=1, example=task, device=torch.device(device), dtype=dtype)
+        if amp and self.device.type != "cuda":
+            raise InputError(f"amp on device {self.device}: expected a CUDA device; pass amp=False or device='cuda'")
+        self.amp = amp
+        self.channels_last = CHANNELS_LAST[self.device.type == "cuda"] if channels_last is None else channels_last
+        self.cache = PrefixCache(cache_bytes)
+        self._ready: set[Side] = set()
         self.plan: StagePlan = find_stages(task.model)
-        self._prepare(task.model)
-        self.heads = AuxiliaryHeads(1, self._feature_width(task), self.device, dtype)
+        self._prepare(task)
+        self.heads = AuxiliaryHeads(1, self._feature_width(), self.device, dtype)
 
     # ----- weights
 
-    def _prepare(self, model: nn.Module) -> None:
+    def _prepare(self, task: VisibleTask) -> None:
         """Copy a network and sort its parameters into layer groups."""
-        self.model = copy.deepcopy(model).to(self.device, self.dtype).eval()
+        self.model = copy.deepcopy(task.model).to(self.device, self.dtype).eval()
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.groups: list[list[nn.Parameter]] = [[] for _ in range(N_GROUPS)]
         for name, parameter in self.model.named_parameters():
             self.groups[self.plan.group_of(name)].append(parameter.requires_grad_(True))
         self.start = [[p.detach().clone() for p in group] for group in self.groups]
         self.statistics = DomainStatistics(self.model, self.plan)
-        self.optimizers: list[torch.optim.Adam | None] = [None] * N_GROUPS
+        self.optimizer: torch.optim.Adam | None = None
         self.live = [False] * N_GROUPS
-        self._gradient_norms = torch.zeros(1, N_GROUPS, device=self.device, dtype=self.dtype)
-        self._features: list[Tensor] = []
-        head = self.model.get_submodule(self.plan.head)
-        head.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
+        self.cache.clear()
+        self.cache.cut = 0
+        example = torch.from_numpy(task.target_unlabelled.images[:2]).to(self.device, self.dtype) / 64 - 2
+        self.split = SplitNetwork(self.model, self.plan, example)
 
-    def _feature_width(self, task: VisibleTask) -> int:
-        shape = task.target_unlabelled.images.shape[1:]
-        with torch.no_grad():
-            features, _ = self._forward(
-                torch.zeros(1, 1, *shape, device=self.device, dtype=self.dtype), "target", False, None
-            )
-        return features.shape[-1]
+    def _feature_width(self) -> int:
+        return self.split.features[-1].flatten(1).shape[-1]
 
     def _load_network(self, lane: int, task: VisibleTask) -> None:
         del lane
         self.plan = find_stages(task.model)
-        self._prepare(task.model)
+        self._prepare(task)
 
     def snapshot(self, lane: int) -> dict[str, Tensor]:
         """Copy weights and both domains' statistics."""
@@ -80,9 +102,9 @@ class SoloEngine(Engine):
             parameter.copy_(weights[f"weights.{name}"])
         prefix = "statistics."
         self.statistics.restore({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-        for group, optimizer in enumerate(self.optimizers):
-            if optimizer is not None:
-                self.optimizers[group] = torch.optim.Adam(self.groups[group])
+        if self.optimizer is not None:
+            self.optimizer = self._new_optimizer({})
+        self.cache.clear()
 
     @torch.no_grad()
     def pull_back(self, lanes: Tensor, keep: float) -> None:
@@ -91,62 +113,115 @@ class SoloEngine(Engine):
             for group, start in zip(self.groups, self.start, strict=True):
                 for parameter, origin in zip(group, start, strict=True):
                     parameter.copy_(origin.lerp(parameter, keep))
+            self.cache.clear()
 
     # ----- forward and backward
 
     def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        # With a single lane, a batch whose statistics must not be stored is one that asks for none.
-        self.statistics.use(side, self.live if live else [False] * N_GROUPS, MOMENTUM if update is not None else 0.0)
-        self._features.clear()
-        logits = self.model(images[0])
-        features = self._features[-1].flatten(1)
-        return features[None], logits[None]
+        self._use(side, live, update)
+        self.split.features.clear()
+        pixels = images[0]
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with self._precision():
+            logits = self.model(pixels)
+        return self._both(logits)
 
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor) -> None:
+    def _use(self, side: Side, live: bool, update: Tensor | None) -> None:
+        # With a single lane, a batch whose statistics must not be stored is one that asks for none.
+        self.statistics.use(side, self.live if live else _FROZEN, MOMENTUM if update is not None else 0.0)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast("cuda", torch.bfloat16) if self.amp else nullcontext()
+
+    def _both(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.split.features[-1].flatten(1)
+        return features[None].to(self.dtype), logits[None].to(self.dtype)
+
+    def _forward_rows(self, rows: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the network on images of the pool, above the frozen stages only where their outputs are kept."""
+        if not self._cached(rows, side, filled=live):
+            return super()._forward_rows(rows, side, live, update)
+        self._use(side, live, update)
+        self.split.features.clear()
+        with self._precision():
+            logits = self.split.upper(self.cache.get(rows[0], side), self.cache.cut)
+        return self._both(logits)
+
+    def _cached(self, rows: Tensor, side: Side, filled: bool) -> bool:
+        """Return whether the prefix need not be run for these rows; `filled` = the window has seen to it."""
+        if not self.cache.cut:
+            return False
+        return side in self._ready if filled else self._fill(rows, side)
+
+    def _begin_window(self, window: Window) -> None:
+        """Run the frozen prefix once for every image that the window will draw."""
+        # Augmented images never come back as they were.
+        sides: tuple[Side, ...] = ("source", "target")
+        wanted = [] if window.strength is not None or not self.cache.cut else [s for s in sides if s in window.rows]
+        self._ready = {side for side in wanted if self._fill(window.rows[side], side)}
+
+    @torch.no_grad()
+    def _fill(self, rows: Tensor, side: Side) -> bool:
+        def compute(missing: Tensor) -> Tensor:
+            self._use(side, False, None)
+            pixels = self._normalise(self._unit(self.pool.images[missing]))[0]
+            if self.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with self._precision():
+                return self.split.lower(pixels, self.cache.cut)
+
+        return self.cache.fill(rows, side, len(self.pool.images), compute)
+
+    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         del trained
-        for optimizer in self.optimizers:
-            if optimizer is not None:
-                optimizer.zero_grad(set_to_none=True)
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             torch.autograd.backward(loss.sum())
-        rate = float(learning_rate[0])
-        for optimizer in self.optimizers:
-            if optimizer is not None:
-                for parameter in optimizer.param_groups[0]["params"]:
-                    if parameter.grad is None:  # no term reaches it: its moments still decay, as in a fleet
-                        parameter.grad = torch.zeros_like(parameter)
-                optimizer.param_groups[0]["lr"] = rate
-                optimizer.step()
+        group = self.optimizer.param_groups[0]
+        for parameter in group["params"]:
+            if parameter.grad is None:  # no term reaches it: its moments still decay, as in a fleet
+                parameter.grad = torch.zeros_like(parameter)
+        # A tensor on CUDA, so that the device is not waited for.
+        group["lr"] = learning_rate[0] if self.device.type == "cuda" else float(learning_rate[0])
+        self.optimizer.step()
 
     def set_depth(self, unfrozen_stages: Tensor) -> None:
         """Freeze and unfreeze; a stage that freezes takes target statistics from the target view."""
         depth = int(unfrozen_stages[0])
         live = [group == HEAD or group >= N_STAGES - depth for group in range(N_GROUPS)]
+        if live == self.live and self.optimizer is not None:
+            return
         freezing = [was and not now for was, now in zip(self.live, live, strict=True)]
         self.live = live
         for group, parameters in enumerate(self.groups):
             for parameter in parameters:
                 parameter.requires_grad_(live[group])
-            if live[group] and parameters and self.optimizers[group] is None:
-                self.optimizers[group] = torch.optim.Adam(parameters)
-            elif not live[group]:
-                self.optimizers[group] = None
-                for parameter in parameters:
+                if not live[group]:
                     parameter.grad = None
+        self.optimizer = self._new_optimizer({} if self.optimizer is None else self.optimizer.state)
         if any(freezing):
-            marked = torch.tensor([freezing], device=self.device)
-            self.estimate_statistics("target", marked)
+            self.estimate_statistics("target", torch.tensor([freezing], device=self.device))
+        self.cache.clear()
+        self.cache.cut = self.split.cut_for(live) if self.cache.limit else 0
+
+    def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
+        """Make an optimizer of what trains now; what trained before keeps its moments."""
+        parameters = [p for group, live in zip(self.groups, self.live, strict=True) if live for p in group]
+        optimizer = torch.optim.Adam(parameters, fused=True)
+        for parameter in parameters:
+            if parameter in state:
+                optimizer.state[parameter] = state[parameter]
+        return optimizer
 
     @torch.no_grad()
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked stages from the domain's view."""
-        name = "target_unlabelled" if side == "target" else "source_val"
-        rows, _ = self._view_rows(name, min(VIEW, max(1, int(self.length[name][0]))))
-        images, _ = self.pool.gather(rows)
-        marked = [bool(stages[0, group]) for group in range(N_GROUPS)]
-        for i, chunk in enumerate(images.split(CHUNK, 1)):
-            self.statistics.use(side, marked, 1 / (i + 1))
-            self.model(self._normalise(self._unit(chunk))[0])
+        rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
+        self.statistics.use(side, stages[0].tolist(), 1.0)
+        self.model(self._normalise(self._unit(self.pool.images[rows]))[0])
+        self.cache.clear()
 
     # ----- readings
 
@@ -166,8 +241,11 @@ class SoloEngine(Engine):
 
     def finite(self) -> Tensor:
         """Return whether weights and statistics are finite."""
-        weights = torch.stack([torch.isfinite(p.detach()).all() for p in self.model.parameters()]).all()
-        return (weights & self.statistics.finite())[None]
+        tensors = [p.detach() for p in self.model.parameters()] + self.statistics.tensors()
+        return torch.isfinite(torch.stack(torch._foreach_norm(tensors, float("inf")))).all()[None]
+
+
+_FROZEN = [False] * N_GROUPS
 
 
 def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class Recipe:
         return f"{self.base}/{self.split}/{self.index:04d}"
 
 
-def draw_recipe(bases: tuple[str, ...], split: str, index: int, regime: Regime | None) -> Recipe:
+def draw_recipe(
+    bases: tuple[str, ...], split: str, index: int, regime: Regime | None, budgets: tuple[int, ...] = BUDGETS
+) -> Recipe:
     """Draw task number `index` of a split.
 
     Args:
@@ -71,6 +73,7 @@ def draw_recipe(bases: tuple[str, ...], split: str, index: int, regime: Regime |
         split: One of `SPLITS`.
         index: 0, 1, 2, ...
         regime: Fix the label regime, or None to draw it.
+        budgets: Budgets to choose from; `longer-budget` has its own.
 
     Raises:
         InputError: If the split or the regime is unknown.
@@ -95,7 +98,7 @@ def draw_recipe(bases: tuple[str, ...], split: str, index: int, regime: Regime |
         labels_per_class=int(rng.choice(LABELS_PER_CLASS)) * few,
         label_noise=float(rng.choice((0.1, 0.2))) if few and rng.random() < 0.15 else 0.0,
         source_free=bool(rng.random() < 0.25),
-        budget=LONG_BUDGET if split == "longer-budget" else int(rng.choice(BUDGETS)),
+        budget=LONG_BUDGET if split == "longer-budget" else int(rng.choice(budgets)),
         seed=int(rng.integers(2**31)),
     )
 
@@ -123,12 +126,20 @@ class TaskSuite:
         bases: For each base set a function that loads it; called when first needed.
         width: Channels of the networks' first stage.
         pretrain_steps: Gradient steps on source data.
+        budgets: Budgets of its tasks, in gradient steps.
     """
 
     def __init__(
-        self, name: str, bases: dict[str, Callable[[], Domain]], *, width: int = 8, pretrain_steps: int = 300
+        self,
+        name: str,
+        bases: dict[str, Callable[[], Domain]],
+        *,
+        width: int = 8,
+        pretrain_steps: int = 300,
+        budgets: tuple[int, ...] = BUDGETS,
     ) -> None:
         self.name = name
+        self.budgets = budgets
         self.width, self.pretrain_steps = width, pretrain_steps
         self._bases = bases
         self._loaded: dict[str, tuple[Domain, Domain]] = {}
@@ -142,7 +153,7 @@ class TaskSuite:
 
     def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
         """Draw task number `index` of a split without making it."""
-        return draw_recipe(tuple(sorted(self._bases)), split, index, regime)
+        return draw_recipe(tuple(sorted(self._bases)), split, index, regime, self.budgets)
 
     def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
         """Make task number `index` of a split; the same one every time."""
@@ -282,4 +293,5 @@ def _facts(recipe: Recipe) -> dict[str, float | int | str]:
         "labels_per_class": recipe.labels_per_class,
         "source_free": int(recipe.source_free),
         "budget": recipe.budget,
+        "seed": recipe.seed,
     }

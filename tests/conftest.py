@@ -17,8 +17,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def suite() -> TaskSuite:
-    """The built-in suite, with hastily pretrained networks."""
-    return TaskSuite("digits-test", {"digits": _digits}, pretrain_steps=60)
+    """The built-in suite, with hastily pretrained networks and small budgets."""
+    return TaskSuite("digits-test", {"digits": _digits}, pretrain_steps=60, budgets=(10, 16))
 
 
 def _digits():

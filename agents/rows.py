@@ -1,0 +1,150 @@
+"""The raw rows of a benchmark on disk: whole lines, safe to kill, and never two benchmarks in one file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lepton_rl.artifact import SHIPPED, TUNED_DEFAULT, shipped_policy_path
+from lepton_rl.cache import write_atomically
+from lepton_rl.controls import tuned_default
+from lepton_rl.errors import InputError
+from lepton_rl.manifest import versions
+
+Row = dict[str, Any]
+FORMAT = 1  # raise when the meaning of a row changes, so that old rows are not mixed with new ones
+
+
+class RowFile:
+    """A JSONL file that grows by whole lines; each is on the disk before the next cell starts.
+
+    Use it as a context manager: the file stays open for appending.
+
+    Args:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; nothing is read or made yet."""
+        self.path = path
+
+    def read(self) -> list[Row]:
+        """Return the rows; a last line that was cut off when its writer was killed is left out.
+
+        Raises:
+            InputError: If another line is damaged.
+        """
+        if not self.path.exists():
+            return []
+        *whole, cut = self.path.read_bytes().split(b"\n")
+        del cut  # empty, or the beginning of a row that is made again
+        rows = []
+        for number, line in enumerate(whole, start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+            except ValueError:
+                raise InputError(
+                    f"{self.path}, line {number} is damaged ({line[:40]!r}): expected one JSON object; "
+                    "remove that line to have its cell made again"
+                ) from None
+            rows.append(row)
+        return rows
+
+    def rewrite(self, rows: Iterable[Row]) -> None:
+        """Replace the file, whole or not at all."""
+        write_atomically(self.path, b"".join(map(_line, rows)))
+
+    def __enter__(self) -> Self:
+        """Open for appending."""
+        self._file = self.path.open("ab")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add the rows of one cell and wait until they are on the disk."""
+        self._file.write(b"".join(map(_line, rows)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None) -> dict[str, Any]:
+    """Return what every row of a file must have in common; arms, tasks, seeds and runs may be added to it.
+
+    Args:
+        suite: Name of the suite.
+        regime: Label regime asked for.
+        seed: Of the benchmark.
+        policy: Name or path of the policy under test; None if no arm runs it.
+    """
+    found = versions()
+    return {
+        "format": FORMAT,
+        "suite": suite,
+        "regime": regime,
+        "seed": seed,
+        "policy": None if policy is None else _policy_hash(policy),
+        "tuned default": hashlib.sha256(tuned_default().to_json().encode()).hexdigest()[:16],
+        **{name: found.get(name) for name in ("lepton_rl", "torch", "numpy", "optuna")},
+    }
+
+
+def _policy_hash(policy: str) -> str:
+    if policy == TUNED_DEFAULT:
+        return policy
+    path = shipped_policy_path() if policy == SHIPPED else Path(policy)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
+    """Check that a folder is new or holds rows of the same benchmark, and return the common fingerprint.
+
+    Raises:
+        InputError: If it holds something else.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"out {str(folder)!r} is not the output of a benchmark: expected a new or empty folder, or "
+                "one with its manifest.json; choose another --out"
+            )
+        return mine
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        theirs = content["fingerprint"]
+        differing = [key for key in mine if theirs[key] != mine[key]]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise InputError(
+            f"{manifest} is not a benchmark's: expected a fingerprint of its rows; choose another --out"
+        ) from None
+    if "policy" in differing and None in (theirs["policy"], mine["policy"]):
+        differing.remove(
+            "policy"
+        )  # an arm that runs a policy joins rows that have none, or the other way round
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"{folder / 'rows.jsonl'} holds rows with {key} {theirs[key]!r}, now {mine[key]!r}: expected "
+            "rows of one benchmark only; choose another --out, or repeat the arguments and versions in its "
+            "manifest.json"
+        )
+    return {**mine, "policy": mine["policy"] or theirs["policy"]}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people and programs, whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())

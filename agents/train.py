@@ -1,0 +1,115 @@
+"""Train an adaptation policy with PPO: one command, any device, killed and resumed at any moment."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lepton_rl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an adaptation policy over the training tasks of a suite."""
+
+    out: Path = Path("runs/train")
+    """Folder for checkpoints, logs and the policy; an interrupted training found there goes on."""
+    suite: str = "digits"
+    """Suite whose training part is played."""
+    tasks: int = 1000
+    """Training tasks to draw from."""
+    regime: Literal["few-label", "label-free"] | None = None
+    """Fix the label regime; both when left out."""
+    rollouts: int = 40
+    """Rollouts to collect; a rollout is n_steps decisions on every lane."""
+    n_envs: int = 16
+    """Lanes that play at the same time."""
+    n_steps: int = 32
+    """Decisions per lane and rollout (SB3's n_steps); an episode has at most 8."""
+    workers: int = 2
+    """Processes that step the lanes on a CPU; 1 steps them in this process."""
+    device: str = "cpu"
+    """Where the inner networks train: cpu or cuda (one fleet per architecture)."""
+    learning_rate: float = 3e-4
+    """PPO's learning rate (Adam)."""
+    n_epochs: int = 10
+    """Passes over a rollout."""
+    batch_size: int = 128
+    """Minibatch of a pass."""
+    gamma: float = 1.0
+    """Discount; 1 because short horizons choose learning rates far too small."""
+    gae_lambda: float = 0.95
+    """Generalised advantage estimation."""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio."""
+    ent_coef: float = 0.0
+    """Entropy bonus."""
+    target_kl: float = 0.03
+    """End an update early when the policy moved this far."""
+    keep_probability: float = 0.93
+    """How likely an untrained policy keeps each knob."""
+    action_cost: float = 0.05
+    """Points a moved knob costs in training, so that what does not help is left alone."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of actor and critic."""
+    validation_tasks: int = 48
+    """Tasks of the validation split that choose the best policy; 0 = keep the last."""
+    validate_every: int = 10
+    """Rollouts between two validations."""
+    seed: int = 0
+    """Seed of everything."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        for name in ("tasks", "rollouts", "n_envs", "n_steps", "workers", "n_epochs", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is out of range: expected at least 1")
+        if not 0 < self.keep_probability < 1:
+            raise InputError(f"keep_probability {self.keep_probability} is out of range: expected above 0 and below 1")
+
+
+def train(config: TrainConfig, progress: bool = True) -> Path:
+    """Train, and return the path of the policy file.
+
+    Writes into `config.out`: `policy.safetensors` (the best by validation), `log.csv` (a row per rollout),
+    `checkpoint.safetensors` (to go on from), `manifest.json`, and TensorBoard events when TensorBoard is installed.
+
+    Raises:
+        InputError: If the folder holds a training with other arguments.
+    """
+    from lepton_rl.agents.training import Training
+
+    training = Training(config)
+    try:
+        training.run(_bar(config.rollouts) if progress else lambda done, row: None)
+    finally:
+        training.close()
+    return config.out / "policy.safetensors"
+
+
+def _bar(total: int) -> Callable[[int, dict[str, Any]], None]:
+    """Return a function that shows progress on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(file=sys.stderr),
+    )
+    task = bar.add_task("training", total=total, text="")
+    bar.start()
+
+    def show(done: int, row: dict[str, Any]) -> None:
+        text = f"{row.get('return_over_default', 0.0):+.2f} points over default" if row else ""
+        bar.update(task, completed=done, text=text)
+        if done >= total:
+            bar.stop()
+
+    return show
+

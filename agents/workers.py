@@ -1,0 +1,129 @@
+"""A vector environment whose lanes are dealt onto worker processes, for machines without a GPU."""
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from lepton_rl.envs.spaces import action_space, observation_space
+from lepton_rl.envs.vector import FineTuneVectorEnv
+from lepton_rl.models import TRAIN_ARCHITECTURES
+
+
+class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """The lanes of a `FineTuneVectorEnv`, stepped by several processes with one thread each.
+
+    Every lane does what it would do in one process: results do not depend on the number of workers.
+
+    Args:
+        num_envs: Number of lanes.
+        workers: Number of processes.
+        architectures: As in `FineTuneVectorEnv`.
+        arguments: Further arguments of `FineTuneVectorEnv`.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int,
+        workers: int,
+        *,
+        architectures: tuple[str, ...] = TRAIN_ARCHITECTURES,
+        **arguments: Any,  # noqa: ANN401
+    ) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = observation_space(), action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._lanes = [np.arange(w, num_envs, workers) for w in range(min(workers, num_envs))]
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for lanes in self._lanes:
+            ours, theirs = context.Pipe()
+            # Lane i keeps its architecture wherever it runs.
+            kinds = tuple(architectures[lane % len(architectures)] for lane in lanes)
+            made = {"num_envs": len(lanes), "architectures": kinds, **arguments}
+            process = context.Process(target=_serve, args=(theirs, made), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start every lane; lane i is seeded with `seed + i`, or with entry i of a list."""
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        mine = [None if seeds is None else [seeds[lane] for lane in lanes] for lanes in self._lanes]
+        answers = self._ask("reset", mine)
+        observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
+        for lanes, (seen, _) in zip(self._lanes, answers, strict=True):
+            observations[lanes] = seen
+        return observations, self._merge([infos for _, infos in answers])
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step every lane, the workers at the same time."""
+        answers = self._ask("step", [np.asarray(actions)[lanes] for lanes in self._lanes])
+        observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        for lanes, (seen, paid, ended, cut, _) in zip(self._lanes, answers, strict=True):
+            observations[lanes], rewards[lanes], terminated[lanes], truncated[lanes] = seen, paid, ended, cut
+        return observations, rewards, terminated, truncated, self._merge([answer[-1] for answer in answers])
+
+    def _ask(self, what: str, arguments: list[Any]) -> list[Any]:
+        for pipe, argument in zip(self._pipes, arguments, strict=True):
+            pipe.send((what, argument))
+        answers = []
+        for number, pipe in enumerate(self._pipes):
+            try:
+                answer = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self.close()
+                raise RuntimeError(f"worker {number} died while it was asked to {what}; run the command again") from None
+            if isinstance(answer, Exception):
+                self.close()
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def _merge(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Deal the workers' merged infos back onto the lanes."""
+        merged: dict[str, Any] = {}
+        for lanes, part in zip(self._lanes, parts, strict=True):
+            for k, lane in enumerate(lanes):
+                mine = {key: part[key][k] for key in part if not key.startswith("_") and part[f"_{key}"][k]}
+                merged = self._add_info(merged, mine, int(lane))
+        return merged
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """End the worker processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.terminate()
+
+
+def _serve(pipe: Connection, made: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    env = FineTuneVectorEnv(fleet=False, **made)
+    while True:
+        try:
+            what, argument = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer: Any = env.reset(seed=argument) if what == "reset" else env.step(argument)
+        except Exception as error:  # the parent raises it; a worker that died silently would hang the training
+            answer = error
+        pipe.send(answer)

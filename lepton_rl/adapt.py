@@ -1,0 +1,240 @@
+"""Adapt a model to a new domain in one run: the function that everything else in this package is for."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import nn
+
+from lepton_rl.artifact import SHIPPED, load_policy
+from lepton_rl.cache import write_atomically
+from lepton_rl.domain import Domain
+from lepton_rl.manifest import check_free, whole_folder, write_manifest
+from lepton_rl.own import own_task
+from lepton_rl.policy import Policy
+from lepton_rl.preprocessing import Preprocessing, accuracy, predict
+from lepton_rl.rollout import Callback, Row, RunResult, rollout
+from lepton_rl.selection import ORIGINAL
+from lepton_rl.solo import SoloEngine
+from lepton_rl.stages import N_GROUPS
+from lepton_rl.task import AdaptationTask
+
+Verdict = Literal["adapted", "kept the original"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptResult:
+    """What an adaptation came to.
+
+    Attributes:
+        model: A copy of the model with the chosen weights, in evaluation mode.
+        verdict: `adapted`, or `kept the original` where nothing visible showed a gain.
+        reason: Why, in words.
+        chosen: Whose weights these are: `original`, `decision k` or `average`.
+        history: One row per decision (signals, action, knobs, score), row 0 the start.
+        before: Metrics of the original model; empty without labels to measure with. `probe_accuracy` is taken
+            on labelled target images that also chose the weights, so it flatters; `test_accuracy` does not.
+        after: The same of `model`.
+        classes: Names of the model's outputs.
+        preprocessing: What images go through on their way into the model.
+        steps: Gradient steps taken.
+        seconds: Wall-clock time of the run.
+        arguments: What `adapt` was called with, for the manifest.
+    """
+
+    model: nn.Module
+    verdict: Verdict
+    reason: str
+    chosen: str
+    history: list[Row]
+    before: dict[str, float]
+    after: dict[str, float]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    steps: int
+    seconds: float
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, domain: Domain) -> NDArray[np.int64]:
+        """Return the most likely class of every image of a domain of any size, an index into `classes`, `[n]`."""
+        return predict(self.model, domain, self.preprocessing)
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        command: str = "adapt",
+        arguments: Mapping[str, Any] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> Path:
+        """Write weights, history, result, manifest and report into a folder, all or nothing, and return it.
+
+        Args:
+            folder: New or empty.
+            overwrite: Whether the output of an earlier command there may go.
+            command: For the manifest.
+            arguments: For the manifest; default those of `adapt`.
+            argv: For the manifest; default the command line of this process.
+
+        Raises:
+            InputError: If the folder is not free or cannot be written.
+        """
+        from lepton_rl.report import adapt_report  # needs plotly, which nothing else here does
+
+        with whole_folder(Path(folder), overwrite=overwrite) as part:
+            write_atomically(part / "weights.safetensors", self._weights())
+            lines = "".join(json.dumps(row) + "\n" for row in self.history)
+            write_atomically(part / "history.jsonl", lines.encode())
+            write_atomically(part / "result.json", (json.dumps(self._record(), indent=2) + "\n").encode())
+            write_manifest(part, command=command, arguments=arguments or self.arguments, argv=argv)
+            adapt_report(part)
+        return Path(folder)
+
+    def _weights(self) -> bytes:
+        # Copies, because safetensors refuses tied weights; one key of metadata, because it shuffles several.
+        tensors = {name: t.detach().cpu().clone().contiguous() for name, t in self.model.state_dict().items()}
+        facts = {"classes": self.classes, "preprocessing": vars(self.preprocessing)}
+        return save(tensors, {"lepton_model": json.dumps(facts, sort_keys=True)})
+
+    def _record(self) -> dict[str, Any]:
+        names = ("verdict", "reason", "chosen", "before", "after", "classes", "steps", "seconds")
+        return {name: getattr(self, name) for name in names} | {"preprocessing": vars(self.preprocessing)}
+
+
+def adapt(
+    model: nn.Module,
+    *,
+    target: Domain,
+    source: Domain | None = None,
+    policy: str | Path | Policy = SHIPPED,
+    budget: int = 400,
+    seed: int = 0,
+    test: Domain | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> AdaptResult:
+    """Adapt a copy of a trained model to a new domain, in one run.
+
+    Two thirds of the labelled target images are trained on, one third validates; without any label the run goes
+    by label-free scores. Every target image is also used without its label. The model must have been trained on
+    standardised images, `(x / 255 - mean) / std` per channel: give `normalisation` unless mean and std were
+    those of the source images.
+
+    Args:
+        model: From images to logits `[n, k]`; it is never changed.
+        target: Images of the new domain, with some labels or none.
+        source: Labelled images of the domain that the model was trained on, or None (source-free).
+        policy: `lepton-v1` (shipped), `tuned-default`, the path of a policy file, or a policy.
+        budget: Gradient steps, at least 5; a few hundred are usual.
+        seed: Of splits and batches; the same seed gives the same weights.
+        test: Labelled target images for `before` and `after` alone.
+        out: Folder to save the result in; new or empty.
+        overwrite: Whether the output of an earlier command in `out` may go.
+        classes: Names of the model's outputs, in order; default the source's.
+        image_size: Side, or (height, width), in pixels; default the source's, or the target's own.
+        normalisation: Mean and standard deviation per channel, in 0..1.
+        callback: Called with every row of the history as it is made.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        InputError: If something cannot be used; one line says what, why, and what to do.
+    """
+    actor = load_policy(policy)
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    task, way = own_task(
+        model,
+        target=target,
+        source=source,
+        test=test,
+        budget=budget,
+        seed=seed,
+        classes=classes,
+        image_size=image_size,
+        normalisation=normalisation,
+    )
+    with _shown(progress, budget, callback) as listener:
+        run = rollout(task.visible, actor, seed=seed, callback=listener)
+    adapted = _chosen_model(model, run)
+    result = AdaptResult(
+        model=adapted,
+        verdict="kept the original" if run.chosen == ORIGINAL else "adapted",
+        reason=run.reason + ("; training diverged and was ended" if run.diverged else ""),
+        chosen=run.chosen,
+        history=run.history,
+        before=_metrics(copy.deepcopy(model).eval(), task, way),
+        after=_metrics(adapted, task, way),
+        classes=task.visible.target_unlabelled.classes,
+        preprocessing=way,
+        steps=run.steps,
+        seconds=run.seconds,
+        arguments={
+            "model": type(model).__name__,
+            "source": None if source is None else source.summary(),
+            "target": target.summary(),
+            "test": None if test is None else test.summary(),
+            "policy": str(policy) if isinstance(policy, str | Path) else type(policy).__name__,
+            "budget": budget,
+            "seed": seed,
+        },
+    )
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result
+
+
+def _chosen_model(original: nn.Module, run: RunResult) -> nn.Module:
+    """Return a copy of the original with the run's weights and the target's normalisation statistics."""
+    model = copy.deepcopy(original).eval()
+    if run.chosen == ORIGINAL:
+        return model
+    engine = run.engine
+    assert isinstance(engine, SoloEngine)
+    engine.statistics.use("target", [False] * N_GROUPS, 0.0)
+    model.load_state_dict(engine.model.state_dict())
+    return model
+
+
+def _metrics(model: nn.Module, task: AdaptationTask, way: Preprocessing) -> dict[str, float]:
+    parts = {"probe_accuracy": task.visible.target_probe, "test_accuracy": task.hidden.target_test}
+    return {name: accuracy(model, domain, way) for name, domain in parts.items() if domain is not None}
+
+
+@contextmanager
+def _shown(progress: bool, budget: int, callback: Callback | None) -> Iterator[Callback | None]:
+    """Give the callback of a run, with a progress bar around it if wanted."""
+    if not progress:
+        yield callback
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("adapting"),
+        BarColumn(),
+        TextColumn("step {task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task("adapting", total=budget)
+
+        def listener(row: Row) -> None:
+            bar.update(job, completed=row["step"])
+            if callback:
+                callback(row)
+
+        yield listener

@@ -1,0 +1,280 @@
+"""The command `lepton`: parse, call, print.
+
+Every command's options are a frozen dataclass next to what it configures. A command's libraries are imported when
+that command is called, so that `lepton --help` and `lepton report` do not wait for them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lepton_rl import __version__
+from lepton_rl.artifact import SHIPPED
+from lepton_rl.errors import InputError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Adapt to held-out domains that the policy was not trained on, beside Optuna, in minutes."""
+
+    out: Path = Path("runs/demo")
+    """Folder for rows.jsonl, summary.json, report.html and manifest.json; an interrupted demo there goes on."""
+    tasks: int = 8
+    """Number of held-out domains."""
+    policy: str = SHIPPED
+    """lepton-v1 (shipped), tuned-default, or a policy file."""
+    workers: int = 2
+    """Processes; 0 = one per core. The figures do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write report.html anew from the files that `lepton adapt` or `lepton benchmark` left in a folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The folder that was given as --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show the layer groups of a model, or the card of a policy file."""
+
+    what: Annotated[str, tyro.conf.Positional]
+    """lepton-v1, a policy file, vgg, resnet, vgg-gn, resnet-gn, or package.module:function."""
+    weights: Path | None = None
+    """Weights of the model, .safetensors or .pt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        summary: One line for `lepton --help`.
+        load: Imports what the command needs; returns its options and what to do with them and the command line.
+    """
+
+    summary: str
+    load: Callable[[], tuple[type, Callable[[Any, list[str]], None]]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 for what the user can put right, 130 after Ctrl-C.
+
+    Args:
+        argv: Arguments without the program's name; default those of the process.
+    """
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return _fail("interrupted: nothing half-written is left; run the command again", INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe has gone, for example `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left")
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> int:
+    print(f"lepton: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"lepton {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"command {name!r} is unknown: expected one of {', '.join(COMMANDS)}; see lepton --help")
+    config_type, run = COMMANDS[name].load()
+    config = tyro.cli(config_type, args=rest, prog=f"lepton {name}")
+    run(config, ["lepton", *argv])
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return "\n".join(
+        (
+            "usage: lepton COMMAND [OPTIONS]",
+            "",
+            "A learned controller that adapts a trained network to a new domain in one run.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "lepton COMMAND --help lists the options of a command, lepton --version the version.",
+        )
+    )
+
+
+def _load_adapt() -> tuple[type, Callable[[Any, list[str]], None]]:
+    from lepton_rl.apply import ApplyConfig, apply
+
+    def run(config: ApplyConfig, argv: list[str]) -> None:
+        result = apply(config, argv=argv, say=_say)
+        if result.before:
+            changes = [
+                [name.replace("_", " "), f"{result.before[name]:.3f}", f"{after:.3f}"]
+                for name, after in result.after.items()
+            ]
+            _print_table(["", "before", "after"], changes)
+        _say(f"{result.verdict}: {result.reason}")
+        _say(f"{result.steps} gradient steps, {result.seconds:.1f} s, one run")
+        _say(f"report: {config.out / 'report.html'}")
+
+    return ApplyConfig, run
+
+
+def _load_train() -> tuple[type, Callable[[Any, list[str]], None]]:
+    from lepton_rl.agents.train import TrainConfig, train
+
+    def run(config: TrainConfig, argv: list[str]) -> None:
+        del argv
+        _say(f"policy: {train(config)}")
+
+    return TrainConfig, run
+
+
+def _load_benchmark() -> tuple[type, Callable[[Any, list[str]], None]]:
+    from lepton_rl.agents.benchmark import BenchmarkConfig, benchmark
+
+    def run(config: BenchmarkConfig, argv: list[str]) -> None:
+        del argv
+        arms = benchmark(config)["arms"]
+        lines = [[name, _figure(arm["iqm"]), " .. ".join(map(_figure, arm["ci"]))] for name, arm in arms.items()]
+        _print_table(["arm", "IQM", "95 % interval"], lines)
+        _say(f"report: {config.out / 'report.html'}")
+
+    return BenchmarkConfig, run
+
+
+def _load_demo() -> tuple[type, Callable[[Any, list[str]], None]]:
+    return DemoConfig, _demo
+
+
+def _demo(config: DemoConfig, argv: list[str]) -> None:
+    from lepton_rl import demo
+    from lepton_rl.agents.benchmark import BenchmarkConfig, benchmark
+    from lepton_rl.report.records import read_lines
+
+    del argv
+    benchmark(
+        BenchmarkConfig(
+            arms=demo.ARMS,
+            runs=demo.RUNS,
+            splits=(demo.SPLIT,),
+            tasks=config.tasks,
+            seeds=1,
+            policy=config.policy,
+            workers=config.workers,
+            out=config.out,
+        )
+    )
+    _print_table(*demo.demo_table(read_lines(config.out / "rows.jsonl")), words=2)
+    _say("Accuracy on test images that no arm has seen. An arm's gradient steps are those of all its runs.")
+    _say(f"report: {config.out / 'report.html'}")
+
+
+def _load_report() -> tuple[type, Callable[[Any, list[str]], None]]:
+    from lepton_rl.report import write_report
+
+    def run(config: ReportConfig, argv: list[str]) -> None:
+        del argv
+        _say(f"report: {write_report(config.folder)}")
+
+    return ReportConfig, run
+
+
+def _load_inspect() -> tuple[type, Callable[[Any, list[str]], None]]:
+    return InspectConfig, _inspect
+
+
+def _inspect(config: InspectConfig, argv: list[str]) -> None:
+    del argv
+    if config.what == SHIPPED or config.what.endswith(".safetensors"):
+        _inspect_policy(config.what)
+    else:
+        _inspect_model(config)
+
+
+def _inspect_policy(what: str) -> None:
+    from lepton_rl.artifact import PolicyArtifact, shipped_policy_path
+
+    path = shipped_policy_path() if what == SHIPPED else Path(what)
+    artifact = PolicyArtifact.load(path)
+    widths = [artifact.policy.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in artifact.policy.layers)]
+    facts = {
+        "file": str(path),
+        "network": " - ".join(map(str, widths)) + " (signals, hidden layers, logits of all knobs)",
+        "starts from": artifact.policy.settings.to_json(),
+        **artifact.card,
+    }
+    lines = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in facts.items()]
+    _print_table(["policy", ""], lines, words=2)
+
+
+def _inspect_model(config: InspectConfig) -> None:
+    from lepton_rl.inspect_model import layer_groups
+    from lepton_rl.loading import load_model
+    from lepton_rl.models import ARCHITECTURES, build_model
+
+    if config.what in ARCHITECTURES and config.weights is None:
+        model: Any = build_model(config.what, channels=1, n_classes=10)
+    else:
+        model = load_model(config.what, config.weights)
+    lines = [
+        [g.name, ", ".join(g.modules) or "-", f"{g.parameters:,}", str(g.batch_norms), str(g.unfrozen_from)]
+        for g in layer_groups(model)
+    ]
+    titles = ["group", "modules", "parameters", "batch norms", "trained from unfrozen stages ="]
+    _print_table(titles, lines, words=2)
+
+
+def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> None:
+    table = Table()
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="left" if i < words else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    Console().print(table)
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(escape(line))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+COMMANDS = {
+    "demo": Command(summary="adapt to held-out domains beside Optuna, in minutes", load=_load_demo),
+    "train": Command(summary="train a policy over many tasks", load=_load_train),
+    "adapt": Command(summary="adapt a trained network to a new domain, in one run", load=_load_adapt),
+    "benchmark": Command(summary="compare arms on held-out tasks, with intervals", load=_load_benchmark),
+    "report": Command(summary="write report.html anew from a finished command's folder", load=_load_report),
+    "inspect": Command(summary="show a model's layer groups or a policy's card", load=_load_inspect),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Make an adaptation task from a user's own model and images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from lepton_rl.domain import UNLABELLED, Domain
+from lepton_rl.errors import InputError
+from lepton_rl.model_check import check_model, input_channels
+from lepton_rl.preprocessing import Preprocessing
+from lepton_rl.pretrain import channel_statistics
+from lepton_rl.run import decisions_of
+from lepton_rl.task import AdaptationTask, HiddenTask, VisibleTask
+
+VAL_SHARE = 5  # one source image in five is kept out of training
+PROBE_SHARE = 3  # one labelled target image in three validates
+SHOWN_CLASSES = 10
+
+
+def own_task(
+    model: nn.Module,
+    *,
+    target: Domain,
+    source: Domain | None = None,
+    test: Domain | None = None,
+    budget: int = 400,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> tuple[AdaptationTask, Preprocessing]:
+    """Split, convert and check a user's model and domains.
+
+    Images get the channels of the model's first convolution and the size of the source (`image_size` wins).
+    Labels go by class *name*: output k of the model is `classes[k]`, by default `source.classes[k]`.
+
+    Args:
+        model: Trained, from standardised images to logits `[n, k]`.
+        target: Images of the new domain, with some labels or none.
+        source: Labelled images of the domain that the model was trained on, or None (source-free).
+        test: Labelled target images for the report alone; no run sees them.
+        budget: Gradient steps.
+        seed: Of the splits.
+        classes: Names of the model's outputs, in order.
+        image_size: Side, or (height, width), in pixels.
+        normalisation: Mean and standard deviation per channel, in 0..1, that the model was trained with;
+            default those of the source's training part, or of the target when source-free.
+
+    Returns:
+        The task, and how its images were made.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        InputError: If the model or a domain cannot be used; it says why.
+    """
+    _check_types(target, source, test, budget, seed)
+    decisions_of(budget)
+    shape = _shape(model, source or target, image_size)
+    n_classes = check_model(model, *shape)
+    names = _class_names(n_classes, classes, source, target)
+    if source is not None:
+        source = _prepared(source, shape, names, "source").labelled()
+    target = _prepared(target, shape, names, "target")
+    train, val = (None, None) if source is None else split_source(source, seed)
+    mean, std = _normalisation(normalisation, shape[0], target if train is None else train)
+    support, probe = split_labelled(target.labelled(), seed)
+    order = np.random.default_rng((seed, 2)).permutation(len(target))  # signals look at the first 128
+    visible = VisibleTask(
+        name=target.name,
+        model=model,
+        n_classes=n_classes,
+        mean=mean,
+        std=std,
+        budget=budget,
+        source_train=train,
+        source_val=val,
+        target_support=support,
+        target_probe=probe,
+        target_unlabelled=target.take(order).without_labels(),
+    )
+    hidden = HiddenTask(target_test=None if test is None else _test(test, shape, names))
+    way = Preprocessing(
+        channels=shape[0], height=shape[1], width=shape[2], mean=tuple(mean.tolist()), std=tuple(std.tolist())
+    )
+    return AdaptationTask(visible=visible, hidden=hidden), way
+
+
+def split_source(source: Domain, seed: int) -> tuple[Domain, Domain]:
+    """Deal labelled source images onto four fifths to train and one fifth to validate, class by class.
+
+    Raises:
+        InputError: If there are fewer than five labelled images.
+    """
+    source = source.labelled()
+    if len(source) < VAL_SHARE:
+        raise InputError(
+            f"source {source.name!r} has {len(source)} labelled images: expected at least {VAL_SHARE}; "
+            "label more, or leave the source out to adapt without it"
+        )
+    train, val = _dealt(source.labels, VAL_SHARE, np.random.default_rng((seed, 0)))
+    return source.take(train), source.take(val)
+
+
+def split_labelled(labelled: Domain, seed: int) -> tuple[Domain | None, Domain | None]:
+    """Deal labelled target images onto two thirds to train (support) and one third to validate (probe).
+
+    One or two labelled images are all trained on; a part without images is None.
+    """
+    support, probe = _dealt(labelled.labels, PROBE_SHARE, np.random.default_rng((seed, 1)))
+    return labelled.take(support) if len(support) else None, labelled.take(probe) if len(probe) else None
+
+
+def _dealt(
+    labels: NDArray[np.int64], share: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return two shuffled parts of 0..n-1; the second gets n // share, evenly over the classes."""
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    second = np.arange(len(labels)) % share == share - 1
+    return rng.permutation(by_class[~second]), rng.permutation(by_class[second])
+
+
+def _check_types(target: Domain, source: Domain | None, test: Domain | None, budget: int, seed: int) -> None:
+    for what, domain, optional in (("target", target, False), ("source", source, True), ("test", test, True)):
+        if domain is None and optional:
+            continue
+        if not isinstance(domain, Domain):
+            raise TypeError(f"{what} is {type(domain).__name__}: expected a Domain; use Domain.from_folder")
+        if len(domain) == 0:
+            raise InputError(f"{what} {domain.name!r} has 0 images: expected at least 1; add images to it")
+    for what, value in (("budget", budget), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{what} is {value!r}: expected an integer")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed} is out of range: expected 0 to 2^63 - 1; choose a smaller one")
+
+
+def _shape(
+    model: nn.Module, domain: Domain, image_size: int | tuple[int, int] | None
+) -> tuple[int, int, int]:
+    """Return channels, height and width of all images."""
+    channels, height, width = (int(side) for side in domain.images.shape[1:])
+    if isinstance(model, nn.Module):
+        channels = input_channels(model, channels)
+    if image_size is None:
+        return channels, height, width
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2:
+        raise TypeError(f"image_size is {image_size!r}: expected an integer or (height, width) in pixels")
+    domain.take([0]).resized(*pair)  # refuses what is no size before the model is tried with it
+    return channels, *pair
+
+
+def _prepared(domain: Domain, shape: tuple[int, int, int], names: tuple[str, ...], what: str) -> Domain:
+    converted = domain.with_channels(shape[0]).resized(*shape[1:])
+    number = {name: i for i, name in enumerate(names)}
+    for label in np.unique(domain.labels[domain.labels != UNLABELLED]):
+        if domain.classes[label] not in number:
+            raise InputError(
+                f"class {domain.classes[label]!r} in the {what} {domain.name!r} is not known to the model: expected "
+                f"{_some(names)}; rename it, or give its images without a label"
+            )
+    # The last entry serves -1, which stays unlabelled.
+    table = np.array([*(number.get(name, UNLABELLED) for name in domain.classes), UNLABELLED], dtype=np.int64)
+    return Domain(images=converted.images, labels=table[domain.labels], name=domain.name, classes=names)
+
+
+def _test(test: Domain, shape: tuple[int, int, int], names: tuple[str, ...]) -> Domain:
+    test = _prepared(test, shape, names, "test").labelled()
+    if len(test) == 0:
+        raise InputError(
+            f"test {test.name!r} has no labels: expected labelled images; leave it out or label them"
+        )
+    return test
+
+
+def _class_names(
+    n_classes: int, classes: Sequence[str] | None, source: Domain | None, target: Domain
+) -> tuple[str, ...]:
+    """Return the names of the model's outputs."""
+    if classes is not None:
+        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"classes are {classes!r}: expected a sequence of strings, one an output")
+        names, what = tuple(classes), "classes names"
+    elif source is not None:
+        names, what = source.classes, "the source knows"
+    elif target.has_labels:
+        names, what = target.classes, "the target, without a source, knows"
+    else:
+        return tuple(str(i) for i in range(n_classes))
+    if len(names) != n_classes or len(set(names)) != n_classes:
+        raise InputError(
+            f"the model has {n_classes} outputs but {what} {len(names)} classes ({_some(names)}): expected one name an "
+            "output; give classes, the names of the model's outputs in their order"
+        )
+    return names
+
+
+def _normalisation(
+    given: tuple[Sequence[float], Sequence[float]] | None, channels: int, domain: Domain
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if given is None:
+        mean, std = channel_statistics(domain.images)
+        return mean, std
+    mean, std = (np.atleast_1d(np.asarray(values, dtype=np.float64)) for values in given)
+    good = mean.shape == std.shape == (channels,) and bool(np.isfinite([mean, std]).all() and (std > 0).all())
+    if not good:
+        raise InputError(
+            f"normalisation has mean {mean.tolist()} and std {std.tolist()}: expected {channels} finite number(s) each, "
+            "std above 0, in units of 0..1; give what the model was trained with"
+        )
+    return mean, std
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    return ", ".join(map(repr, names[:SHOWN_CLASSES])) + more

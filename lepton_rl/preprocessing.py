@@ -1,0 +1,57 @@
+"""How images become what a model was trained on: channels, size, and the standardisation of its training images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lepton_rl.domain import Domain
+
+CHUNK = 256  # images per forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """The way from a domain's images to a model's input.
+
+    Attributes:
+        channels: 1 or 3.
+        height: In pixels.
+        width: In pixels.
+        mean: Per channel mean of the model's training images, in units of 0..1.
+        std: Per channel standard deviation, in units of 0..1.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def fit(self, domain: Domain) -> Domain:
+        """Return the domain with the model's channels and image size."""
+        return domain.with_channels(self.channels).resized(self.height, self.width)
+
+    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+        """Standardise uint8 images `[n, c, h, w]` of the right shape; float32."""
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return (torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32) / 255 - mean) / std
+
+
+@torch.no_grad()
+def predict(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> NDArray[np.int64]:
+    """Return the most likely class of every image, int64 `[n]`, from a model in evaluation mode."""
+    images = preprocessing.fit(domain).images
+    like = next(model.parameters())
+    parts = [
+        model(preprocessing(images[i : i + CHUNK]).to(like.device, like.dtype)).argmax(1).cpu()
+        for i in range(0, len(images), CHUNK)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def accuracy(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> float:
+    """Return the share of a labelled domain's images that the model puts into the right class."""
+    return float((predict(model, domain, preprocessing) == domain.labels).mean())

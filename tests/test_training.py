@@ -1,0 +1,149 @@
+"""PPO training: it learns something tiny, resumes to the bit, and hands out what it trained."""
+
+import csv
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from safetensors.torch import load_file
+from stable_baselines3 import PPO
+
+from lepton_rl.agents import training as training_module
+from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
+from lepton_rl.agents.sb3_vec_env import SB3VecEnv
+from lepton_rl.agents.train import TrainConfig, train
+from lepton_rl.artifact import PolicyArtifact
+from lepton_rl.controls import ACTION_SIZES, KEEP
+from lepton_rl.envs import session
+from lepton_rl.envs.spaces import action_space, observation_space
+from lepton_rl.errors import InputError
+from lepton_rl.signals import SIGNALS
+
+
+class CountingEnv(gymnasium.Env):
+    """Counts its steps; ends after `length`, by truncation when asked to."""
+
+    observation_space = spaces.Box(0, 100, (1,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length, truncate=False):
+        self.length, self.truncate, self.count = length, truncate, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, dtype=np.float32), {"who": "reset"}
+
+    def step(self, action):
+        self.count += 1
+        over = self.count >= self.length
+        observation = np.full(1, self.count, dtype=np.float32)
+        return observation, float(self.count), over and not self.truncate, over and self.truncate, {"who": "step"}
+
+
+def test_the_adapter_loses_no_transition_of_any_lane():
+    lanes = [lambda: CountingEnv(2), lambda: CountingEnv(3, truncate=True)]
+    env = SB3VecEnv(SyncVectorEnv(lanes, autoreset_mode=AutoresetMode.SAME_STEP))
+    assert env.reset().tolist() == [[0], [0]]
+    actions = np.zeros(2, dtype=int)
+    seen = [env.step(actions) for _ in range(4)]
+    assert [s[0][:, 0].tolist() for s in seen] == [[1, 1], [0, 2], [1, 0], [0, 1]]
+    assert [s[1].tolist() for s in seen] == [[1, 1], [2, 2], [1, 3], [2, 1]]
+    assert [s[2].tolist() for s in seen] == [[False, False], [True, False], [False, True], [True, False]]
+    assert seen[1][3][0]["terminal_observation"].tolist() == [2]
+    assert seen[1][3][0]["TimeLimit.truncated"] is False
+    assert seen[2][3][1]["terminal_observation"].tolist() == [3]
+    assert seen[2][3][1]["TimeLimit.truncated"] is True
+    assert "terminal_observation" not in seen[0][3][0]
+
+
+def test_the_adapter_refuses_next_step_autoreset():
+    with pytest.raises(InputError, match="SAME_STEP"):
+        SB3VecEnv(SyncVectorEnv([lambda: CountingEnv(2)]))
+
+
+class TargetKnobEnv(gymnasium.Env):
+    """Pays one point for moving knob 1 up when signal 0 is high, and for keeping it when it is low."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = observation_space(), action_space()
+
+    def _observe(self):
+        x = np.clip(np.zeros(len(SIGNALS)), self.observation_space.low, self.observation_space.high)
+        self.high = bool(self.np_random.random() < 0.5)
+        x[0] = float(self.high)
+        return x.astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        paid = float((action[1] == 4) if self.high else (action[1] == KEEP[1]))
+        return self._observe(), paid, True, False, {}
+
+
+def test_ppo_learns_feedback_from_a_policy_that_keeps():
+    env = SB3VecEnv(SyncVectorEnv([TargetKnobEnv] * 8, autoreset_mode=AutoresetMode.SAME_STEP))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, learning_rate=3e-3, gamma=1.0, seed=0, device="cpu")
+    favour_keep(model, 0.8)
+    first = keep_probabilities(model, torch.zeros(1, len(SIGNALS)))
+    assert first.numpy() == pytest.approx(np.full(12, 0.8), abs=0.05)
+    model.learn(4000)
+    policy = actor(model, torch.zeros(len(SIGNALS)), torch.ones(len(SIGNALS)), training_module.tuned_default())
+    low, high = torch.zeros(2, 1, len(SIGNALS))
+    high[0, 0] = 1.0
+    ask = lambda x: policy.act(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))[0]  # noqa: E731
+    assert ask(high)[1] == 4
+    assert ask(low)[1] == KEEP[1]
+    assert torch.equal(ask(high), torch.as_tensor(model.predict(high[0].numpy(), deterministic=True)[0]))
+
+
+@pytest.fixture
+def tiny(suite, monkeypatch):
+    monkeypatch.setitem(session.SUITES, "digits", lambda: suite)
+    return {"tasks": 2, "n_envs": 2, "n_steps": 9, "batch_size": 18, "workers": 1, "validate_every": 2, "seed": 3,
+            "validation_tasks": 1}  # fmt: skip
+
+
+def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(TrainConfig(out=whole, rollouts=3, **tiny), progress=False)
+    for rollouts in (1, 3):
+        train(TrainConfig(out=parts, rollouts=rollouts, **tiny), progress=False)
+    a, b = (load_file(folder / "checkpoint.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys()
+    # A training told to end after one rollout validates there; what is learned must not depend on it.
+    learned = [key for key in a if key.startswith(("policy", "optimizer", "counters", "observation"))]
+    assert len(learned) > 20
+    assert all(torch.equal(a[key], b[key]) for key in learned)
+    rows = list(csv.DictReader((whole / "log.csv").read_text().splitlines()))
+    assert [row["rollout"] for row in rows] == ["1", "2", "3"]
+    artifact = PolicyArtifact.load(whole / "policy.safetensors")
+    assert artifact.card["arguments"]["seed"] == 3
+    actions = artifact.policy.act(torch.zeros(1, len(SIGNALS)), torch.zeros(1), torch.zeros(1))
+    assert actions.shape == (1, len(ACTION_SIZES))
+
+
+def test_a_folder_of_another_training_is_refused(tiny, tmp_path: Path):
+    train(TrainConfig(out=tmp_path, rollouts=1, **tiny), progress=False)
+    with pytest.raises(InputError, match="another gamma"):
+        train(TrainConfig(out=tmp_path, rollouts=1, **{**tiny, "gamma": 0.9}), progress=False)
+
+
+def test_a_damaged_checkpoint_is_said(tiny, tmp_path: Path):
+    train(TrainConfig(out=tmp_path, rollouts=1, **tiny), progress=False)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        train(TrainConfig(out=tmp_path, rollouts=2, **tiny), progress=False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rollouts", 0), ("workers", 0), ("keep_probability", 1.0)])
+def test_wrong_arguments_are_named(name, value):
+    with pytest.raises(InputError, match=name):
+        TrainConfig(**{name: value})
