@@ -71,9 +71,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             score = "      -" if one["iqm"] is None else f"{one['iqm']:7.3f}"
             interval = "-" if low is None else f"{low:.3f} .. {high:.3f}"
             worse = f"{one['negative_transfer']:.0%}"
-            lines.append(
-                f"{arm:<20} {runs:>4} {score} {interval:>17} {one['mean_accuracy']:9.3f} {worse:>11}"
-            )
+            lines.append(f"{arm:<20} {runs:>4} {score} {interval:>17} {one['mean_accuracy']:9.3f} {worse:>11}")
     for arm, match in summary["runs_to_match"].items():
         median = match["median"]
         needed = f"more than {match['largest']}" if median is None else median

@@ -142,9 +142,7 @@ class Bench:
             began = time.perf_counter()
             trial = next(trials, None)
             if trial is None:
-                raise InputError(
-                    f"arm {arm.name!r} ended before run {number}: expected {max(self.runs)} runs"
-                )
+                raise InputError(f"arm {arm.name!r} ended before run {number}: expected {max(self.runs)} runs")
             # A trial remembered from before a restart took the time that it took then.
             seconds += max(time.perf_counter() - began, trial.seconds)
             steps += trial.steps
@@ -189,9 +187,7 @@ def _check_budget(arm: str, steps: int, allowed: int) -> None:
 def _test_of(task: AdaptationTask) -> Domain:
     test = task.hidden.target_test
     if test is None or len(test) == 0 or not test.has_labels:
-        raise InputError(
-            f"task {task.name!r} has no labelled target_test: expected some to report accuracy; add them"
-        )
+        raise InputError(f"task {task.name!r} has no labelled target_test: expected some to report accuracy; add them")
     return test
 
 
@@ -203,9 +199,7 @@ def supervised_accuracy(task: AdaptationTask, seed: int) -> float:
     """
     labels = task.hidden.target_train_labels
     if labels is None:
-        raise InputError(
-            f"task {task.name!r} has no target_train_labels: expected them for the upper bound; add them"
-        )
+        raise InputError(f"task {task.name!r} has no target_train_labels: expected them for the upper bound; add them")
     visible = replace(
         task.visible,
         budget=2 * max(task.visible.budget, SUPERVISED_STEPS),

@@ -76,9 +76,7 @@ def _check(config: BenchmarkConfig) -> None:
             raise InputError(f"{name} {values} is empty or repeats itself: expected each once; mend --{name}")
     for name in ("tasks", "seeds"):
         if getattr(config, name) < 1:
-            raise InputError(
-                f"{name} {getattr(config, name)} is out of range: expected 1 or more; raise --{name}"
-            )
+            raise InputError(f"{name} {getattr(config, name)} is out of range: expected 1 or more; raise --{name}")
     if min(config.runs) < 1:
         raise InputError(f"runs {config.runs} are out of range: expected 1 or more each; mend --runs")
     for name in ("workers", "seed"):

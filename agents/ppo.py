@@ -40,7 +40,7 @@ class ResumablePPO(PPO):
         """Start all lanes anew from this rollout's seed, then collect as SB3 does."""
         seed = int(np.random.SeedSequence((self.run_seed, self.rollouts)).generate_state(1)[0])
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - SB3 shuffles minibatches with it
+        np.random.seed(seed)
         env.seed(seed)
         self._last_obs = env.reset()  # type: ignore[assignment]
         self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)

@@ -132,9 +132,7 @@ def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
             f"{manifest} is not a benchmark's: expected a fingerprint of its rows; choose another --out"
         ) from None
     if "policy" in differing and None in (theirs["policy"], mine["policy"]):
-        differing.remove(
-            "policy"
-        )  # an arm that runs a policy joins rows that have none, or the other way round
+        differing.remove("policy")  # an arm that runs a policy joins rows that have none, or the other way round
     if differing:
         key = differing[0]
         raise InputError(

@@ -91,7 +91,14 @@ def train(config: TrainConfig, progress: bool = True) -> Path:
 def _bar(total: int) -> Callable[[int, dict[str, Any]], None]:
     """Return a function that shows progress on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("training"),

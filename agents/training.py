@@ -30,10 +30,11 @@ from lepton_rl.agents.ppo import (
 )
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.train import TrainConfig
+from lepton_rl.agents.validation import greedy_gains
 from lepton_rl.agents.workers import WorkerVectorEnv
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cache import write_atomically
-from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, tuned_default
+from lepton_rl.controls import KEEP, KNOBS, tuned_default
 from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions, write_manifest
@@ -52,18 +53,19 @@ class NormalisedVecEnv(VecEnvWrapper):
 
     def reset(self) -> np.ndarray:
         """Start every lane."""
-        observations = self.venv.reset()
-        assert isinstance(observations, np.ndarray)
-        return (observations - self.mean) / self.std
+        return self._normalised(self.venv.reset())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step every lane."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        assert isinstance(observations, np.ndarray)
         for info in infos:
             if "terminal_observation" in info:
-                info["terminal_observation"] = (info["terminal_observation"] - self.mean) / self.std
-        return (observations - self.mean) / self.std, rewards, dones, infos
+                info["terminal_observation"] = self._normalised(info["terminal_observation"])
+        return self._normalised(observations), rewards, dones, infos
+
+    def _normalised(self, observations: Any) -> np.ndarray:  # noqa: ANN401 - SB3's union; here always an array
+        out: np.ndarray = (observations - self.mean) / self.std
+        return out
 
 
 class Training:
@@ -274,7 +276,7 @@ def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  
 def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the observations under rare random actions, both `[signals]`."""
     env.seed(seed)
-    seen = [env.reset()]
+    seen: list[Any] = [env.reset()]
     random = RandomPolicy()
     rng = np.random.default_rng(seed)
     for decision in range(STATISTICS_DECISIONS):
@@ -289,10 +291,6 @@ def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:
 
 def validation_gains(model: ResumablePPO, config: TrainConfig, mean: Tensor, std: Tensor) -> list[float]:
     """Return the greedy policy's points above the default on each validation task."""
-    from lepton_rl.agents.validation import greedy_gains
-
     policy = actor(model, mean, std, tuned_default())
     return greedy_gains(policy, suite=config.suite, tasks=config.validation_tasks, workers=config.workers)
 
-
-assert len(KEEP) == len(ACTION_SIZES)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,7 +22,7 @@ from lepton_rl import __version__
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.errors import InputError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Folder for rows.jsonl, summary.json, report.html and manifest.json; an interrupted demo there goes on."""
-    tasks: int = 8
+    tasks: int = 12
     """Number of held-out domains."""
     policy: str = SHIPPED
     """lepton-v1 (shipped), tuned-default, or a policy file."""
@@ -42,7 +43,7 @@ class DemoConfig:
 class ReportConfig:
     """Write report.html anew from the files that `lepton adapt` or `lepton benchmark` left in a folder."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The folder that was given as --out."""
 
 
@@ -50,7 +51,7 @@ class ReportConfig:
 class InspectConfig:
     """Show the layer groups of a model, or the card of a policy file."""
 
-    what: Annotated[str, tyro.conf.Positional]
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
     """lepton-v1, a policy file, vgg, resnet, vgg-gn, resnet-gn, or package.module:function."""
     weights: Path | None = None
     """Weights of the model, .safetensors or .pt."""
@@ -70,7 +71,9 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for what the user can put right, 130 after Ctrl-C.
+    """Run a command and return the exit code.
+
+    It is 0, 1 for a benchmark with cells that failed, 2 for what the user can put right, 130 after Ctrl-C.
 
     Args:
         argv: Arguments without the program's name; default those of the process.
@@ -156,16 +159,24 @@ def _load_train() -> tuple[type, Callable[[Any, list[str]], None]]:
 
 
 def _load_benchmark() -> tuple[type, Callable[[Any, list[str]], None]]:
-    from lepton_rl.agents.benchmark import BenchmarkConfig, benchmark
+    from lepton_rl.agents.benchmark import BenchmarkConfig, summary_table
 
     def run(config: BenchmarkConfig, argv: list[str]) -> None:
         del argv
-        arms = benchmark(config)["arms"]
-        lines = [[name, _figure(arm["iqm"]), " .. ".join(map(_figure, arm["ci"]))] for name, arm in arms.items()]
-        _print_table(["arm", "IQM", "95 % interval"], lines)
+        _say(summary_table(_benchmark(config)))
         _say(f"report: {config.out / 'report.html'}")
 
     return BenchmarkConfig, run
+
+
+def _benchmark(config: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Run a benchmark; cells that failed are told in one line, with all others kept."""
+    from lepton_rl.agents.benchmark import CellsFailed, benchmark
+
+    try:
+        return benchmark(config)
+    except CellsFailed as error:
+        raise SystemExit(_fail(str(error), FAILED)) from error
 
 
 def _load_demo() -> tuple[type, Callable[[Any, list[str]], None]]:
@@ -174,11 +185,11 @@ def _load_demo() -> tuple[type, Callable[[Any, list[str]], None]]:
 
 def _demo(config: DemoConfig, argv: list[str]) -> None:
     from lepton_rl import demo
-    from lepton_rl.agents.benchmark import BenchmarkConfig, benchmark
+    from lepton_rl.agents.benchmark import BenchmarkConfig
     from lepton_rl.report.records import read_lines
 
     del argv
-    benchmark(
+    _benchmark(
         BenchmarkConfig(
             arms=demo.ARMS,
             runs=demo.RUNS,
@@ -246,14 +257,18 @@ def _inspect_model(config: InspectConfig) -> None:
         [g.name, ", ".join(g.modules) or "-", f"{g.parameters:,}", str(g.batch_norms), str(g.unfrozen_from)]
         for g in layer_groups(model)
     ]
-    titles = ["group", "modules", "parameters", "batch norms", "trained from unfrozen stages ="]
+    titles = ["group", "modules", "parameters", "batch\nnorms", "trained from\nunfrozen_stages"]
     _print_table(titles, lines, words=2)
 
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    table = Table()
+    """Print a table whose first columns hold words, which wrap, and whose other columns hold figures."""
+    table = Table(box=box.SIMPLE_HEAD)
     for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i < words else "right", overflow="fold")
+        if i < words:
+            table.add_column(title, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*map(escape, line))
     Console().print(table)
@@ -261,10 +276,6 @@ def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, words
 
 def _say(line: str) -> None:
     Console(soft_wrap=True, highlight=False).print(escape(line))
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 COMMANDS = {

@@ -27,7 +27,7 @@ PULL_BACK = 0.5  # theta <- theta_0 + PULL_BACK (theta - theta_0), the transfer 
 
 
 def _default_weights() -> dict[str, float]:
-    return {"source": 1.0} | {term: 0.0 for term in LOSS_TERMS[1:]}
+    return {"source": 1.0} | dict.fromkeys(LOSS_TERMS[1:], 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,12 @@ from lepton_rl.suite import TaskSuite
 SPLIT = "held-out-shifts"  # kinds of shift that no policy is trained on
 ARMS = ("source-only", "tuned-default", "policy", "tpe")
 RUNS = (1, 4, 8)
-TITLES = {"source-only": "source only", "tuned-default": "tuned default", "policy": "policy", "tpe": "Optuna"}
+TITLES = {
+    "source-only": "source\nonly",
+    "tuned-default": "tuned\ndefault\n",
+    "policy": "policy\n",
+    "tpe": "Optuna\n",
+}
 
 Row = Mapping[str, Any]
 Column = tuple[str, int]  # arm, number of runs
@@ -22,20 +27,20 @@ def demo_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         rows: Objects of `rows.jsonl` of the digits suite; `accuracy` is that on the target's test images.
 
     Returns:
-        Titles, and lines of cells; the last two lines are the mean accuracy and the mean gradient steps.
+        Titles, and lines of cells; the last two lines are the mean accuracy and the mean number of gradient steps.
     """
     columns = sorted({_column(row) for row in rows}, key=lambda column: (ARMS.index(column[0]), column[1]))
     suite = TaskSuite.digits()
     lines = []
     for split, index in sorted({(row["split"], row["index"]) for row in rows}):
         recipe = suite.recipe(split, index)
-        shifts = " + ".join(f"{shift.kind} {shift.severity:g}" for shift in recipe.target_shifts)
-        labels = f"{recipe.labels_per_class} a class" if recipe.labels_per_class else "none"
+        shifts = ", ".join(f"{shift.kind} {shift.severity:g}" for shift in recipe.target_shifts)
+        labels = str(recipe.labels_per_class) if recipe.labels_per_class else "none"
         mine = [row for row in rows if (row["split"], row["index"]) == (split, index)]
         lines.append([shifts, labels, *_means(mine, columns, "accuracy", ".3f")])
     lines.append(["mean accuracy", "", *_means(rows, columns, "accuracy", ".3f")])
-    lines.append(["mean gradient steps", "", *_means(rows, columns, "steps", ".0f")])
-    return ["held-out domain", "labels", *map(_title, columns)], lines
+    lines.append(["gradient steps", "", *_means(rows, columns, "steps", ".0f")])
+    return ["held-out domain", "labels\na class", *map(_title, columns)], lines
 
 
 def _column(row: Row) -> Column:
@@ -44,7 +49,7 @@ def _column(row: Row) -> Column:
 
 def _title(column: Column) -> str:
     arm, runs = column
-    return TITLES[arm] if arm == "source-only" else f"{TITLES[arm]}, {runs} run{'s' * (runs != 1)}"
+    return TITLES[arm] if arm == "source-only" else f"{TITLES[arm]}{runs} run{'s' * (runs != 1)}"
 
 
 def _means(rows: Sequence[Row], columns: Sequence[Column], key: str, form: str) -> list[str]:

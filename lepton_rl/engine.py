@@ -71,6 +71,7 @@ class Engine(ABC):
         self.std = torch.ones(lanes, 1, c, 1, 1, dtype=dtype, device=device)
         self.offset = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
         self.length = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
+        self._labels: dict[str, Tensor] = {}  # of the batches of the window under way, `[steps, lanes, b]`
         self._everyone = torch.ones(lanes, dtype=torch.bool, device=device)
         self._all_classes = True
         self._depth = torch.zeros(lanes, dtype=torch.int64, device=device)
@@ -192,6 +193,7 @@ class Engine(ABC):
         self._depth = torch.where(wanted > 0, controls.unfrozen_stages, self._depth)
         self.set_depth(self._depth)
         window = Window.plan(self._lane_facts(), controls, steps)
+        self._labels = {side: self.pool.labels[rows] for side, rows in window.rows.items()}
         self._begin_window(window)
         gradient_norm = self._stats.gradient_norm
         terms: list[Tensor] = []
@@ -265,7 +267,7 @@ class Engine(ABC):
             moved = augment(pixels[:, :SUPPORT_BATCH], window.strength, self.seeds, window.counters[k])
             pixels = torch.cat([moved, pixels[:, SUPPORT_BATCH:]], dim=1)
             features, logits = self._forward(self._normalise(pixels), "target", True, update)
-        logits, labels = self._mask(logits), self.pool.labels[rows]
+        logits, labels = self._mask(logits), self._labels["target"][k]
         target, support = (
             Outputs(features=features[:, part], logits=logits[:, part], labels=labels[:, part])
             for part in (slice(SUPPORT_BATCH, None), slice(SUPPORT_BATCH))
@@ -284,7 +286,7 @@ class Engine(ABC):
         else:
             pixels = augment(self._unit(self.pool.images[rows]), window.strength, self.seeds, window.counters[k])
             features, logits = self._forward(self._normalise(pixels), "source", True, update)
-        return Outputs(features=features, logits=self._mask(logits), labels=self.pool.labels[rows])
+        return Outputs(features=features, logits=self._mask(logits), labels=self._labels["source"][k])
 
     def _rotation_loss(self, window: Window, k: int) -> Tensor:
         rows = window.rows["target"][k][:, SUPPORT_BATCH:]

@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.engine import VIEW, Engine, Side
-from lepton_rl.lanes import LaneBatchNorm2d, LaneMode, stack_lanes
+from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
 from lepton_rl.normalisation import MOMENTUM
 from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
@@ -27,6 +27,7 @@ class FleetEngine(Engine):
         lanes: Number of lanes.
         device: Where to train.
         dtype: Floating point type.
+        implementation: Of the convolutions (`LaneConv2d`).
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class FleetEngine(Engine):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        implementation: Implementation = "auto",
     ) -> None:
         super().__init__(lanes=lanes, example=example, device=torch.device(device), dtype=dtype)
         self.plan = find_stages(example.model)
-        self.network = stack_lanes(example.model, lanes).to(self.device, dtype)
+        self.network = stack_lanes(example.model, lanes, implementation).to(self.device, dtype)
         self.mode = LaneMode()
         self.norms: list[LaneBatchNorm2d] = []
         for name, layer in self.network.named_modules():

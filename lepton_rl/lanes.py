@@ -10,6 +10,7 @@ Source: horizontally fused training arrays (HFTA), Wang et al. 2021; here withou
 
 import copy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from lepton_rl.errors import InputError
 from lepton_rl.normalisation import MOMENTUM, Side
 from lepton_rl.stages import N_GROUPS
+
+Implementation = Literal["auto", "grouped", "matmul"]
 
 CHANNELWISE = (
     nn.ReLU,
@@ -56,14 +59,21 @@ class LaneMode:
 
 
 class LaneConv2d(nn.Module):
-    """Convolution with one weight per lane, as a grouped convolution or as batched matrix products."""
+    """Convolution with one weight per lane.
 
-    def __init__(self, conv: nn.Conv2d, lanes: int) -> None:
+    Args:
+        conv: Its weights are every lane's at the start.
+        lanes: Number of lanes.
+        implementation: `grouped`, one convolution with a group per lane; `matmul`, patches unfolded and one
+            batched matrix product, which needs more memory; `auto`, see `choose_convolution`.
+    """
+
+    def __init__(self, conv: nn.Conv2d, lanes: int, implementation: Implementation = "auto") -> None:
         super().__init__()
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(f"convolution {conv} cannot be stacked: expected zero padding by numbers; use SoloEngine")
-        self.lanes, self.groups = lanes, conv.groups
-        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.lanes, self.groups, self.implementation = lanes, conv.groups, implementation
+        self.kernel, self.stride, self.padding, self.dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
         self.weight = nn.Parameter(conv.weight.detach().expand(lanes, *conv.weight.shape).clone())
         self.bias: nn.Parameter | None = None
         if conv.bias is not None:
@@ -71,10 +81,35 @@ class LaneConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * c, h, w]` to `[b, lanes * c', h', w']`."""
+        how = self.implementation
+        if how == "auto":
+            how = choose_convolution(x.device.type, self.lanes)
+        if how == "matmul":
+            return self._matmul(x)
         weight = self.weight.flatten(0, 1)
         bias = None if self.bias is None else self.bias.flatten()
         groups = self.lanes * self.groups
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+    def _matmul(self, x: Tensor) -> Tensor:
+        b, products = x.shape[0], self.lanes * self.groups
+        patches = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+        columns = patches.unflatten(1, (products, -1)).permute(1, 2, 0, 3).flatten(2)
+        weight = self.weight.reshape(products, -1, columns.shape[1])
+        out = torch.bmm(weight, columns).unflatten(2, (b, -1)).permute(2, 0, 1, 3)
+        out = out.reshape(b, -1, *self._size(x.shape[2:]))
+        return out if self.bias is None else out + self.bias.flatten()[:, None, None]
+
+    def _size(self, shape: torch.Size) -> list[int]:
+        settings = zip(shape, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [(n + 2 * int(pad) - far * (k - 1) - 1) // step + 1 for n, k, step, pad, far in settings]
+
+
+def choose_convolution(device: str, lanes: int) -> Implementation:
+    """Return how to convolve: a recorded rule, not a measurement at run time, so that runs can be repeated exactly."""
+    if lanes == 1 or device == "cpu":
+        return "grouped"
+    return "matmul"
 
 
 class LaneLinear(nn.Module):
@@ -170,30 +205,31 @@ class LaneGroupNorm(nn.Module):
         return F.group_norm(x, self.groups, self.weight.flatten(), self.bias.flatten(), self.eps)
 
 
-def stack_lanes(model: nn.Module, lanes: int) -> nn.Module:
+def stack_lanes(model: nn.Module, lanes: int, implementation: Implementation = "auto") -> nn.Module:
     """Return a copy of a network whose parameters and statistics have a leading lane dimension.
 
     Args:
         model: A network made of the layers above and of channel-wise ones; its `forward` may add and chain
             them but not mix channels in other ways.
         lanes: Number of lanes; all start with the model's own weights.
+        implementation: Of the convolutions.
 
     Raises:
         InputError: If a layer is not supported.
     """
     stacked = copy.deepcopy(model)
     for name, layer in list(stacked.named_modules()):
-        replacement = _lane_layer(layer, lanes)
+        replacement = _lane_layer(layer, lanes, implementation)
         if replacement is not None:
             parent, _, child = name.rpartition(".")
             setattr(stacked.get_submodule(parent), child, replacement)
     return stacked
 
 
-def _lane_layer(layer: nn.Module, lanes: int) -> nn.Module | None:
+def _lane_layer(layer: nn.Module, lanes: int, implementation: Implementation) -> nn.Module | None:
     match layer:
         case nn.Conv2d():
-            return LaneConv2d(layer, lanes)
+            return LaneConv2d(layer, lanes, implementation)
         case nn.Linear():
             return LaneLinear(layer, lanes)
         case nn.BatchNorm2d():

@@ -6,7 +6,6 @@ Each domain normalises apart: source batches never touch the statistics that tar
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

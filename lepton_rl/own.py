@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lepton_rl.domain import UNLABELLED, Domain
+from lepton_rl.arrays import UNLABELLED
+from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.model_check import check_model, input_channels
 from lepton_rl.preprocessing import Preprocessing

@@ -40,7 +40,8 @@ def pretrained(
         seed: Seed of weights and batches.
         cache: Folder for trained weights; None = `LEPTON_CACHE` or the user's cache folder.
     """
-    model = build_model(architecture, channels=source.images.shape[1], n_classes=source.n_classes, width=width, seed=seed)
+    channels = source.images.shape[1]
+    model = build_model(architecture, channels=channels, n_classes=source.n_classes, width=width, seed=seed)
     key = {"architecture": architecture, "width": width, "steps": steps, "seed": seed, "version": VERSION}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     digest.update(str(source.images.shape).encode() + source.images.tobytes() + source.labels.tobytes())

@@ -16,6 +16,7 @@ from torch import Tensor
 from lepton_rl.controls import KNOBS, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
+from lepton_rl.normalisation import Side
 from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
 from lepton_rl.selection import AVERAGE, ORIGINAL, Candidate, average, choose, visible_score
@@ -55,7 +56,7 @@ class RunResult:
 
     def logits(self, images: np.ndarray) -> Tensor:
         """Predict with the chosen weights; uint8 images `[n, c, h, w]` -> `[n, k]`."""
-        side = "source" if self.chosen == ORIGINAL else "target"
+        side: Side = "source" if self.chosen == ORIGINAL else "target"
         return self.engine.predict(torch.from_numpy(np.ascontiguousarray(images))[None], side)[1][0]
 
     def accuracy(self, domain: Domain) -> float:

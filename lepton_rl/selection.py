@@ -68,5 +68,5 @@ def choose(candidates: list[Candidate], margin: float) -> tuple[Candidate, str]:
     best = max(adapted, key=lambda candidate: candidate.score)
     chosen = best if best.score > last.score + margin else last
     if original.score > chosen.score:
-        return original, f"visible score {original.score:.3f} of the original is above {chosen.score:.3f} of {chosen.name}"
-    return chosen, f"visible score {chosen.score:.3f} of {chosen.name} against {original.score:.3f} of the original"
+        return original, f"visible score: original {original.score:.3f}, {chosen.name} only {chosen.score:.3f}"
+    return chosen, f"visible score: {chosen.name} {chosen.score:.3f}, original {original.score:.3f}"

@@ -19,7 +19,7 @@ from lepton_rl.objective import TERMS
 from lepton_rl.stages import N_GROUPS, N_STAGES
 from lepton_rl.task import VisibleTask
 
-GROUP_NAMES = tuple(f"stage{i + 1}" for i in range(N_STAGES)) + ("head",)
+GROUP_NAMES = (*(f"stage{i + 1}" for i in range(N_STAGES)), "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ def measure(engine: Engine, views: Views, memory: Memory, facts: list[TaskFacts]
         "mean_shift": _ratio(discrepancy.mean_shift(views.source.features, target.features)),
         "variance_shift": _ratio(discrepancy.variance_shift(views.source.features, target.features)),
     }
-    present = {name: source for name in _NEEDS_SOURCE} | {name: probe for name in ("probe_accuracy", "probe_loss")}
+    present = dict.fromkeys(_NEEDS_SOURCE, source) | dict.fromkeys(("probe_accuracy", "probe_loss"), probe)
     columns = [
         torch.where(present[name], values[name], torch.zeros_like(log_k)) if name in present else values[name]
         for name, *_ in _MEASURED

@@ -263,7 +263,8 @@ def _thinned(domain: Domain, order: np.ndarray, skew: float, rng: np.random.Gene
     """Make the classes long-tailed: class of rank r keeps a share (r + 1)^-skew, ranks drawn at random."""
     ranks = rng.permutation(domain.n_classes)
     keep = (1.0 + ranks[domain.labels[order]]) ** -skew
-    return order[rng.random(len(order)) < keep]
+    kept: np.ndarray = order[rng.random(len(order)) < keep]
+    return kept
 
 
 def _support_and_probe(

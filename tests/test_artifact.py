@@ -1,5 +1,6 @@
 """The policy file: what it keeps, and everything it refuses."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def make_artifact(seed: int = 0) -> PolicyArtifact:
     rng = torch.Generator().manual_seed(seed)
     sizes = (len(SIGNALS), 6, sum(ACTION_SIZES))
     layers = tuple(
-        (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in zip(sizes, sizes[1:])
+        (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in itertools.pairwise(sizes)
     )
     policy = NetworkPolicy(
         mean=torch.randn(len(SIGNALS), generator=rng),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from lepton_rl import domain as domain_module
+from lepton_rl import image_folder
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 
@@ -468,7 +468,7 @@ def test_folder_decompression_bomb(tmp_path: Path, side: int) -> None:
 
 def test_folder_too_large_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", ramp(40, 40))
-    monkeypatch.setattr(domain_module, "MAX_BYTES", 40 * 40)
+    monkeypatch.setattr(image_folder, "MAX_BYTES", 40 * 40)
     assert_refused(lambda: Domain.from_folder(tmp_path), "40x40", "size=")
     assert len(Domain.from_folder(tmp_path, size=20)) == 1
 

@@ -26,9 +26,7 @@ TUNERS = ("tpe", "tpe-warm", "random-search", "random-search-warm")
 
 
 def pretended(score, steps=10):
-    return RunResult(
-        engine=None, chosen="decision 1", reason="", score=score, steps=steps, seconds=0.0, diverged=False
-    )
+    return RunResult(engine=None, chosen="decision 1", reason="", score=score, steps=steps, seconds=0.0, diverged=False)
 
 
 @pytest.fixture
@@ -137,9 +135,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(played, monkeypatch,
     assert [state for state, _ in states(journal)] == ["COMPLETE"] * killed_in + ["RUNNING"]
     monkeypatch.setattr(module, "rollout", play)
     found = list(find_arm(name).search(visible, 7, 13, journal))
-    assert [(t.score, t.steps, t.settings) for t in found] == [
-        (t.score, t.steps, t.settings) for t in expected
-    ]
+    assert [(t.score, t.steps, t.settings) for t in found] == [(t.score, t.steps, t.settings) for t in expected]
     assert len(played) == 13  # none was run twice
     kept = states(journal)
     assert kept[killed_in][0] == "FAIL"
