@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ class _Lazy:
 
 def _work(connection: Connection, start: Callable[[], Handler]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
     handler = _Lazy(start)
     while True:
@@ -184,6 +186,14 @@ def _work(connection: Connection, start: Callable[[], Handler]) -> None:
             connection.send(_attempt(handler, connection.recv()))
         except (EOFError, OSError):  # the parent has gone, or wants this process to go
             return
+
+
+def _follow_parent() -> None:
+    """End this process when its parent is killed: an orphan would write into the files of the next attempt."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _attempt(handler: Handler, job: Any) -> Done:  # noqa: ANN401

@@ -91,9 +91,7 @@ def apply(
         normalisation=(config.mean, config.std) if config.mean or config.std else None,
         progress=sys.stderr.isatty(),
     )
-    result.save(
-        config.out, overwrite=config.overwrite, command="lepton adapt", arguments=asdict(config), argv=argv
-    )
+    result.save(config.out, overwrite=config.overwrite, command="lepton adapt", arguments=asdict(config), argv=argv)
     return result
 
 
@@ -107,7 +105,5 @@ def _model(config: ApplyConfig, source: Domain | None, say: Callable[[str], None
     if config.image_size is not None:
         source = source.resized(config.image_size, config.image_size)
     train, _ = split_source(source, config.seed)
-    say(
-        f"training {config.model} on {len(train)} labelled images of {source.name}, as no --weights are given"
-    )
+    say(f"training {config.model} on {len(train)} labelled images of {source.name}, as no --weights are given")
     return pretrained(config.model, train)

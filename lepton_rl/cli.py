@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return _fail("interrupted: nothing half-written is left; run the command again", INTERRUPTED)
+        return _fail("interrupted: what is written is whole; the same command goes on, or begins again", INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe has gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -108,7 +108,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"command {name!r} is unknown: expected one of {', '.join(COMMANDS)}; see lepton --help")
     config_type, run = COMMANDS[name].load()
-    config = tyro.cli(config_type, args=rest, prog=f"lepton {name}")
+    config: object = tyro.cli(config_type, args=rest, prog=f"lepton {name}")
     run(config, ["lepton", *argv])
     return 0
 
@@ -263,7 +263,7 @@ def _inspect_model(config: InspectConfig) -> None:
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> None:
     """Print a table whose first columns hold words, which wrap, and whose other columns hold figures."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, title in enumerate(titles):
         if i < words:
             table.add_column(title, overflow="fold")

@@ -34,7 +34,7 @@ def demo_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for split, index in sorted({(row["split"], row["index"]) for row in rows}):
         recipe = suite.recipe(split, index)
-        shifts = ", ".join(f"{shift.kind} {shift.severity:g}" for shift in recipe.target_shifts)
+        shifts = "\n".join(f"{shift.kind} {shift.severity:g}" for shift in recipe.target_shifts)
         labels = str(recipe.labels_per_class) if recipe.labels_per_class else "none"
         mine = [row for row in rows if (row["split"], row["index"]) == (split, index)]
         lines.append([shifts, labels, *_means(mine, columns, "accuracy", ".3f")])

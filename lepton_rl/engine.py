@@ -376,4 +376,3 @@ class Engine(ABC):
         if self._all_classes:
             return logits
         return torch.where(self.has_class[:, None], logits, torch.full_like(logits, ABSENT_CLASS))
-

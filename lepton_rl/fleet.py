@@ -157,7 +157,7 @@ class FleetEngine(Engine):
         self._features.clear()
         logits = functional_call(self.network, self._parameters(), (wide,))
         features = self._features[-1]
-        return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))  # type: ignore[return-value]
+        return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))
 
     def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         for block in self.blocks:

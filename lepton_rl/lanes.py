@@ -73,7 +73,12 @@ class LaneConv2d(nn.Module):
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(f"convolution {conv} cannot be stacked: expected zero padding by numbers; use SoloEngine")
         self.lanes, self.groups, self.implementation = lanes, conv.groups, implementation
-        self.kernel, self.stride, self.padding, self.dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+        self.kernel, self.stride, self.padding, self.dilation = (
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+        )
         self.weight = nn.Parameter(conv.weight.detach().expand(lanes, *conv.weight.shape).clone())
         self.bias: nn.Parameter | None = None
         if conv.bias is not None:
@@ -98,7 +103,9 @@ class LaneConv2d(nn.Module):
         weight = self.weight.reshape(products, -1, columns.shape[1])
         out = torch.bmm(weight, columns).unflatten(2, (b, -1)).permute(2, 0, 1, 3)
         out = out.reshape(b, -1, *self._size(x.shape[2:]))
-        return out if self.bias is None else out + self.bias.flatten()[:, None, None]
+        if self.bias is not None:
+            out = out + self.bias.flatten()[:, None, None]
+        return out
 
     def _size(self, shape: torch.Size) -> list[int]:
         settings = zip(shape, self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -175,9 +182,9 @@ class LaneBatchNorm2d(nn.Module):
 
     def _native(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *, batch: bool) -> Tensor:
         """Normalise lanes that all do the same: lanes are channels, so the usual operation does; it changes mean, var."""
-        stored = [None if value is None else value.view(-1) for value in (mean, var)]
+        mean, var = (None if value is None else value.view(-1) for value in (mean, var))
         weight, bias = self.weight.flatten(), self.bias.flatten()
-        return F.batch_norm(x, *stored, weight, bias, batch, self.mode.momentum, self.eps)
+        return F.batch_norm(x, mean, var, weight, bias, batch, self.mode.momentum, self.eps)
 
     def _stored(self) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"{self.mode.side}_mean"), self.get_buffer(f"{self.mode.side}_var")

@@ -54,9 +54,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         InputError: If the file is missing, damaged, or holds something else.
     """
     if not path.is_file():
-        raise InputError(
-            f"weights {str(path)!r} do not exist: expected a .safetensors or .pt file; check the path"
-        )
+        raise InputError(f"weights {str(path)!r} do not exist: expected a .safetensors or .pt file; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -66,9 +64,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"weights {str(path)!r} cannot be read ({reason}): expected a whole file; get it again"
         ) from error
-    except (
-        Exception
-    ) as error:  # the unpickler raises many kinds; each means that the file is no plain state dict
+    except Exception as error:  # the unpickler raises many kinds; each means that the file is no plain state dict
         raise InputError(
             f"weights {str(path)!r} cannot be read safely: expected .safetensors, or .pt with nothing but tensors; "
             "save model.state_dict() with safetensors.torch.save_file"
@@ -84,9 +80,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in held.items()}
 
 
-def load_domain(
-    text: str, *, classes: Sequence[str] | None = None, size: tuple[int, int] | None = None
-) -> Domain:
+def load_domain(text: str, *, classes: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> Domain:
     """Return a domain by what a person typed.
 
     Args:
@@ -158,17 +152,13 @@ def _made(name: str) -> nn.Module:
         _check_callable(made, name)
         model = made()
     if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model {name!r} returns {type(model).__name__}: expected a torch.nn.Module; return one"
-        )
+        raise InputError(f"model {name!r} returns {type(model).__name__}: expected a torch.nn.Module; return one")
     return model
 
 
 def _check_callable(made: object, name: str) -> None:
     if not callable(made):
-        raise InputError(
-            f"model {name!r} is {type(made).__name__}: expected a function that returns an nn.Module"
-        )
+        raise InputError(f"model {name!r} is {type(made).__name__}: expected a function that returns an nn.Module")
     try:
         inspect.signature(made).bind()
     except TypeError as error:

@@ -37,9 +37,7 @@ def check_model(model: nn.Module, channels: int, height: int, width: int) -> int
     head = find_stages(model).head
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                f"model {name}: {key!r} is not finite: expected trained weights; load them again"
-            )
+            raise InputError(f"model {name}: {key!r} is not finite: expected trained weights; load them again")
     # A copy in float32, which is what engines train: trying a model must not move it or count its batches.
     trial = copy.deepcopy(model).to("cpu", torch.float32).eval()
     reached: list[bool] = []
@@ -77,7 +75,5 @@ def _class_count(outputs: object, name: str) -> int:
             "least 2 classes; wrap it in a module that returns these"
         )
     if not bool(torch.isfinite(outputs).all()):
-        raise InputError(
-            f"model {name} returns logits that are not finite: expected numbers; check its weights"
-        )
+        raise InputError(f"model {name} returns logits that are not finite: expected numbers; check its weights")
     return int(outputs.shape[1])

@@ -138,9 +138,7 @@ def _check_types(target: Domain, source: Domain | None, test: Domain | None, bud
         raise InputError(f"seed {seed} is out of range: expected 0 to 2^63 - 1; choose a smaller one")
 
 
-def _shape(
-    model: nn.Module, domain: Domain, image_size: int | tuple[int, int] | None
-) -> tuple[int, int, int]:
+def _shape(model: nn.Module, domain: Domain, image_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
     """Return channels, height and width of all images."""
     channels, height, width = (int(side) for side in domain.images.shape[1:])
     if isinstance(model, nn.Module):
@@ -171,9 +169,7 @@ def _prepared(domain: Domain, shape: tuple[int, int, int], names: tuple[str, ...
 def _test(test: Domain, shape: tuple[int, int, int], names: tuple[str, ...]) -> Domain:
     test = _prepared(test, shape, names, "test").labelled()
     if len(test) == 0:
-        raise InputError(
-            f"test {test.name!r} has no labels: expected labelled images; leave it out or label them"
-        )
+        raise InputError(f"test {test.name!r} has no labels: expected labelled images; leave it out or label them")
     return test
 
 
@@ -193,8 +189,8 @@ def _class_names(
         return tuple(str(i) for i in range(n_classes))
     if len(names) != n_classes or len(set(names)) != n_classes:
         raise InputError(
-            f"the model has {n_classes} outputs but {what} {len(names)} classes ({_some(names)}): expected one name an "
-            "output; give classes, the names of the model's outputs in their order"
+            f"the model has {n_classes} outputs but {what} {len(names)} classes ({_some(names)}): expected one name "
+            "an output; give classes, the names of the model's outputs in their order"
         )
     return names
 
@@ -209,8 +205,8 @@ def _normalisation(
     good = mean.shape == std.shape == (channels,) and bool(np.isfinite([mean, std]).all() and (std > 0).all())
     if not good:
         raise InputError(
-            f"normalisation has mean {mean.tolist()} and std {std.tolist()}: expected {channels} finite number(s) each, "
-            "std above 0, in units of 0..1; give what the model was trained with"
+            f"normalisation has mean {mean.tolist()} and std {std.tolist()}: expected {channels} finite number(s) "
+            "each, std above 0, in units of 0..1; give what the model was trained with"
         )
     return mean, std
 

@@ -57,7 +57,8 @@ class RunResult:
     def logits(self, images: np.ndarray) -> Tensor:
         """Predict with the chosen weights; uint8 images `[n, c, h, w]` -> `[n, k]`."""
         side: Side = "source" if self.chosen == ORIGINAL else "target"
-        return self.engine.predict(torch.from_numpy(np.ascontiguousarray(images))[None], side)[1][0]
+        pixels = torch.from_numpy(np.ascontiguousarray(images))[None]
+        return self.engine.predict(pixels.to(self.engine.device), side)[1][0]
 
     def accuracy(self, domain: Domain) -> float:
         """Return the accuracy on a labelled domain."""

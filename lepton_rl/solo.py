@@ -75,7 +75,8 @@ class SoloEngine(Engine):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.groups: list[list[nn.Parameter]] = [[] for _ in range(N_GROUPS)]
         for name, parameter in self.model.named_parameters():
-            self.groups[self.plan.group_of(name)].append(parameter.requires_grad_(True))
+            parameter.requires_grad_(True)
+            self.groups[self.plan.group_of(name)].append(parameter)
         self.start = [[p.detach().clone() for p in group] for group in self.groups]
         self.statistics = DomainStatistics(self.model, self.plan)
         self.optimizer: torch.optim.Adam | None = None

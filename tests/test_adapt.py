@@ -150,7 +150,7 @@ def test_where_nothing_gains_the_original_comes_back(domains, model):
     same_domain = Domain.digits().take(range(600, 900))
     result = adapt(model, source=source, target=same_domain, policy=harmful, budget=10, seed=0)
     assert (result.verdict, result.chosen) == ("kept the original", "original")
-    assert "of the original is above" in result.reason
+    assert "original" in result.reason
     assert same(result.model, model.state_dict())
     assert result.after == result.before
 

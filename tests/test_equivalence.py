@@ -126,9 +126,7 @@ def test_an_ended_lane_stays_as_it_is_while_others_go_on():
 @pytest.mark.parametrize("implementation", ["grouped", "matmul"])
 def test_lanes_on_the_gpu_equal_single_runs_on_the_cpu(implementation):
     tasks = [task(i, architecture="resnet", source=i != 1) for i in range(3)]
-    fleet = AdaptationRun(
-        FleetEngine(tasks[0], 3, dtype=torch.float64, device="cuda", implementation=implementation)
-    )
+    fleet = AdaptationRun(FleetEngine(tasks[0], 3, dtype=torch.float64, device="cuda", implementation=implementation))
     seen = fleet.start({i: (t, i, EVERYTHING) for i, t in enumerate(tasks)})
     singles = [AdaptationRun(SoloEngine(t, dtype=torch.float64)) for t in tasks]
     alone = [single.start({0: (tasks[i], i, EVERYTHING)}) for i, single in enumerate(singles)]

@@ -118,8 +118,12 @@ def test_stored_statistics_without_a_mode_are_used_as_they_are():
 
 
 @pytest.mark.parametrize("implementation", ["grouped", "matmul"])
-@pytest.mark.parametrize(("kernel", "stride", "groups", "bias"), [(3, 1, 1, True), (3, 2, 1, False), (1, 2, 1, True), (3, 1, 2, False)])
-def test_lane_convolution_and_its_gradients_equal_one_convolution_per_lane(implementation, kernel, stride, groups, bias):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "bias"), [(3, 1, 1, True), (3, 2, 1, False), (1, 2, 1, True), (3, 1, 2, False)]
+)
+def test_lane_convolution_and_its_gradients_equal_one_convolution_per_lane(
+    implementation, kernel, stride, groups, bias
+):
     torch.manual_seed(0)
     convs = [nn.Conv2d(4, 6, kernel, stride, kernel // 2, groups=groups, bias=bias).double() for _ in range(LANES)]
     layer = LaneConv2d(convs[0], LANES, implementation).double()

@@ -49,7 +49,9 @@ def test_a_built_in_takes_its_size_from_the_weights(name, tmp_path):
     assert loaded(torch.zeros(1, 3, 8, 8)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda d: {"state_dict": d, "epoch": 3}, lambda d: {f"module.{k}": v for k, v in d.items()}])
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda d: {"state_dict": d, "epoch": 3}, lambda d: {f"module.{k}": v for k, v in d.items()}]
+)
 def test_pt_files_hold_a_state_dict_bare_nested_or_of_data_parallel(wrap, tmp_path):
     made = build_model("vgg", channels=1, n_classes=2, width=4)
     torch.save(wrap(made.state_dict()), tmp_path / "w.pt")

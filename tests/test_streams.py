@@ -12,7 +12,7 @@ seeds = st.integers(0, 2**62)
 def test_draws_are_uniform_and_in_range():
     draws = streams.uniform(torch.arange(50), streams.SOURCE_BATCH, torch.arange(40).expand(50, -1), 100)
     assert draws.shape == (50, 40, 100)
-    assert 0.0 <= float(draws.min())
+    assert float(draws.min()) >= 0.0
     assert float(draws.max()) < 1.0
     counts = torch.histc(draws, bins=20, min=0, max=1) / draws.numel()
     # 200,000 draws: one standard deviation of a bin's share is 0.0005.

@@ -76,9 +76,7 @@ def lane_weights(engine, lane=0):
     """One lane's parameters and statistics by name, cut to its own classes, whatever the engine."""
     saved = engine.snapshot(lane)
     if hasattr(engine, "blocks"):
-        named = {
-            name: value[lane].detach().clone() for name, value in engine._parameters().items()
-        }
+        named = {name: value[lane].detach().clone() for name, value in engine._parameters().items()}
         statistics = {
             f"{side}.{i}.{what}": saved[f"statistics.{i}.{side}_{what}"]
             for i in range(len(engine.norms))
