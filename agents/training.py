@@ -6,7 +6,7 @@ import io
 import json
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from lepton_rl.agents.ppo import (
 )
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.train import TrainConfig
-from lepton_rl.agents.validation import greedy_gains
+from lepton_rl.agents.validation import greedy_accuracies
 from lepton_rl.agents.workers import WorkerVectorEnv
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cache import write_atomically
@@ -38,14 +38,15 @@ from lepton_rl.controls import KEEP, KNOBS, tuned_default
 from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions, write_manifest
-from lepton_rl.policy import RandomPolicy
+from lepton_rl.policy import KeepPolicy, Policy, RandomPolicy
 
 STATISTICS_DECISIONS = 8  # decisions per lane that the observation statistics are taken from
+REWARD_SCALE = 0.2  # points to units of about 1, for the critic
 MIN_STD = 0.05  # signals that hardly move in training must not explode on a task where they do
 
 
 class NormalisedVecEnv(VecEnvWrapper):
-    """Observations less their mean over their standard deviation, both fixed before training."""
+    """Observations less their mean over their standard deviation, both fixed before training; rewards scaled."""
 
     def __init__(self, venv: SB3VecEnv, mean: Tensor, std: Tensor) -> None:
         super().__init__(venv)
@@ -61,7 +62,7 @@ class NormalisedVecEnv(VecEnvWrapper):
         for info in infos:
             if "terminal_observation" in info:
                 info["terminal_observation"] = self._normalised(info["terminal_observation"])
-        return self._normalised(observations), rewards, dones, infos
+        return self._normalised(observations), rewards * REWARD_SCALE, dones, infos
 
     def _normalised(self, observations: Any) -> np.ndarray:  # noqa: ANN401 - SB3's union; here always an array
         out: np.ndarray = (observations - self.mean) / self.std
@@ -87,6 +88,7 @@ class Training:
         self.inner = SB3VecEnv(self.env)
         self.rows: list[dict[str, Any]] = []
         self.best = -np.inf
+        self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
         if saved is None:
             mean, std = observation_statistics(self.inner, config.seed)
@@ -170,6 +172,7 @@ class Training:
         card = {
             "name": "lepton_rl adaptation policy",
             "licence": "MIT",
+            "command": command_of(self.config),
             "arguments": self.arguments,
             "rollouts": self.model.rollouts,
             "decisions": self.model.num_timesteps,
@@ -221,7 +224,10 @@ class Training:
     def _validate(self, row: dict[str, Any]) -> None:
         """Play the validation tasks greedily; keep the policy if it is the best so far."""
         if self.config.validation_tasks:
-            gains = validation_gains(self.model, self.config, self.mean, self.std)
+            if self.default_accuracies is None:
+                self.default_accuracies = self._accuracies(KeepPolicy())
+            mine = self._accuracies(actor(self.model, self.mean, self.std, tuned_default()))
+            gains = 100 * (mine - self.default_accuracies)
             row["validation_return"] = float(np.mean(gains))
             row["validation_standard_error"] = float(np.std(gains) / len(gains) ** 0.5)
         else:
@@ -229,6 +235,14 @@ class Training:
         if row["validation_return"] >= self.best:
             self.best = row["validation_return"]
             self._save_policy()
+
+    def _accuracies(self, policy: Policy) -> np.ndarray:
+        config = self.config
+        return np.array(
+            greedy_accuracies(
+                policy, suite=config.suite, tasks=config.validation_tasks, workers=config.workers
+            )
+        )
 
     def close(self) -> None:
         """End worker processes."""
@@ -248,7 +262,7 @@ class _Watcher(BaseCallback):
     def _on_step(self) -> bool:
         self._actions.append(np.array(self.locals["actions"]))
         for lane, (paid, done) in enumerate(zip(self.locals["rewards"], self.locals["dones"], strict=True)):
-            self._running[lane] = self._running.get(lane, 0.0) + float(paid)
+            self._running[lane] = self._running.get(lane, 0.0) + float(paid) / REWARD_SCALE
             if done:
                 self.returns.append(self._running.pop(lane))
                 self.diverged += bool(self.locals["infos"][lane].get("diverged", False))
@@ -257,6 +271,17 @@ class _Watcher(BaseCallback):
     def moved(self, knob: int) -> float:
         """Return the share of decisions that moved a knob."""
         return float(np.mean([actions[:, knob] != KEEP[knob] for actions in self._actions]))
+
+
+def command_of(config: TrainConfig) -> str:
+    """Return the command that trains with these arguments; what is at its default is left out."""
+    flags = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("out", "workers") and value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            flags += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return " ".join(["python scripts/train_agent.py", *flags])
 
 
 def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  # noqa: ANN401
@@ -287,10 +312,3 @@ def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:
         seen.append(observations)
     stacked = torch.as_tensor(np.concatenate(seen))
     return stacked.mean(0), stacked.std(0).clamp(min=MIN_STD)
-
-
-def validation_gains(model: ResumablePPO, config: TrainConfig, mean: Tensor, std: Tensor) -> list[float]:
-    """Return the greedy policy's points above the default on each validation task."""
-    policy = actor(model, mean, std, tuned_default())
-    return greedy_gains(policy, suite=config.suite, tasks=config.validation_tasks, workers=config.workers)
-

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from lepton_rl.agents.arms.arm import Trial, TunerArm
+from lepton_rl.agents.arm import Trial, TunerArm
 from lepton_rl.agents.search_space import parameters_of, suggest
 from lepton_rl.controls import ControlSettings, tuned_default
 from lepton_rl.objective import NEEDS_SOURCE

@@ -87,7 +87,7 @@ class PolicyArtifact:
             InputError: If it is not a policy file of this format and schema.
         """
         if not path.is_file():
-            raise InputError(f"policy file {str(path)!r} does not exist: expected a .safetensors policy; check the path")
+            raise InputError(f"policy file {str(path)!r} does not exist: expected a .safetensors file; check the path")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(
                 f"policy file {str(path)!r} has {path.stat().st_size} bytes: expected at most {MAX_FILE_BYTES}; "
@@ -168,7 +168,7 @@ def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, 
     expected = {"observation.mean", "observation.std"}
     expected |= {f"layer.{i}.{part}" for i in range(described["layers"]) for part in ("weight", "bias")}
     if set(tensors) != expected:
-        raise InputError(f"{name!r} holds the tensors {sorted(tensors)[:10]}: expected {sorted(expected)}; get it again")
+        raise InputError(f"{name!r} holds the tensors {sorted(tensors)[:9]}: expected {sorted(expected)}; get it again")
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name!r}: tensor {key!r} is not finite float32: expected finite numbers; do not use it")

@@ -59,7 +59,7 @@ class ControlSettings:
         for term, weight in self.weights.items():
             if weight != 0 and not WEIGHT_RANGE[0] <= weight <= WEIGHT_RANGE[1]:
                 raise InputError(
-                    f"weight {weight} of {term!r} is out of range: expected 0 or {WEIGHT_RANGE[0]} to {WEIGHT_RANGE[1]}"
+                    f"weight {weight} of {term!r}: expected 0, or {WEIGHT_RANGE[0]} to {WEIGHT_RANGE[1]}"
                 )
         if not 0 <= self.augmentation <= 1:
             raise InputError(f"augmentation {self.augmentation} is out of range: expected 0 to 1")
@@ -157,5 +157,5 @@ def _move_weights(weights: Tensor, factors: Tensor) -> Tensor:
 
 
 def cosine(step: Tensor, budget: Tensor) -> Tensor:
-    """Return the cosine schedule's factor, 1 at step 0 and towards 0 at the budget (Loshchilov and Hutter 2017, eq. 5)."""
+    """Return the cosine schedule's factor, 1 at step 0, towards 0 at the budget (Loshchilov and Hutter 2017, eq. 5)."""
     return 0.5 * (1 + torch.cos(math.pi * step / budget))

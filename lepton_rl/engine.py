@@ -222,8 +222,8 @@ class Engine(ABC):
             dtype=self.dtype,
         )
 
-    def _begin_window(self, window: Window) -> None:
-        """Prepare for a window whose rows are known; engines may."""
+    def _begin_window(self, window: Window) -> None:  # noqa: B027 - an engine need not
+        """Prepare for a window whose rows are known."""
 
     def _one_step(self, window: Window, k: int) -> Tensor:
         """Take step k of a window and return its loss terms, `[lanes, 8]`."""
@@ -347,7 +347,7 @@ class Engine(ABC):
         )
 
     def _source_view(self) -> Outputs:
-        rows, mask = self._view_rows("source_val", VIEW)
+        rows, _ = self._view_rows("source_val", VIEW)
         present = (self.length["source_val"] > 0)[:, None]
         labels = torch.where(present, self.pool.labels[rows], torch.full_like(present, -1, dtype=torch.int64))
         if not bool(present.any()):

@@ -94,14 +94,15 @@ class LaneConv2d(nn.Module):
         weight = self.weight.flatten(0, 1)
         bias = None if self.bias is None else self.bias.flatten()
         groups = self.lanes * self.groups
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+        out: Tensor = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+        return out
 
     def _matmul(self, x: Tensor) -> Tensor:
         b, products = x.shape[0], self.lanes * self.groups
         patches = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
         columns = patches.unflatten(1, (products, -1)).permute(1, 2, 0, 3).flatten(2)
         weight = self.weight.reshape(products, -1, columns.shape[1])
-        out = torch.bmm(weight, columns).unflatten(2, (b, -1)).permute(2, 0, 1, 3)
+        out: Tensor = torch.bmm(weight, columns).unflatten(2, (b, -1)).permute(2, 0, 1, 3)
         out = out.reshape(b, -1, *self._size(x.shape[2:]))
         if self.bias is not None:
             out = out + self.bias.flatten()[:, None, None]
@@ -133,7 +134,7 @@ class LaneLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * d]` to `[b, lanes * k]`."""
         by_lane = x.unflatten(1, (self.lanes, -1)).transpose(0, 1)
-        out = by_lane @ self.weight.mT
+        out: Tensor = by_lane @ self.weight.mT
         if self.bias is not None:
             out = out + self.bias[:, None]
         return out.transpose(0, 1).flatten(1)
@@ -181,7 +182,7 @@ class LaneBatchNorm2d(nn.Module):
         return x * scale.flatten()[None, :, None, None] + offset.flatten()[None, :, None, None]
 
     def _native(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *, batch: bool) -> Tensor:
-        """Normalise lanes that all do the same: lanes are channels, so the usual operation does; it changes mean, var."""
+        """Normalise lanes that all do the same; lanes are channels, so the usual operation does (and moves mean, var)."""
         mean, var = (None if value is None else value.view(-1) for value in (mean, var))
         weight, bias = self.weight.flatten(), self.bias.flatten()
         return F.batch_norm(x, mean, var, weight, bias, batch, self.mode.momentum, self.eps)

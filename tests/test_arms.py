@@ -8,8 +8,8 @@ import torch
 from tiny import same, task
 
 from lepton_rl.agents import arms
+from lepton_rl.agents.arm import Arm
 from lepton_rl.agents.arms import PolicyArm, SingleArm, TunerArm, arm_names, find_arm, register
-from lepton_rl.agents.arms.arm import Arm
 from lepton_rl.agents.arms.learned import ShuffledPolicy
 from lepton_rl.controls import KEEP, KNOBS, ControlSettings
 from lepton_rl.errors import InputError

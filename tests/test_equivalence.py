@@ -1,13 +1,16 @@
 """N lanes equal N single runs, step by step: weights, observations and ends, whatever happens beside a lane."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import EVERYTHING, PLAIN, lane_weights, largest_gap, task
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
+from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, Controls
 from lepton_rl.fleet import FleetEngine
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
@@ -119,6 +122,46 @@ def test_an_ended_lane_stays_as_it_is_while_others_go_on():
     run.step(stop)
     assert run.over == [True, True]
     assert largest_gap(before, lane_weights(run.engine, 0)) == 0.0
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation for which a device would make the host wait."""
+
+    SYNCHRONISING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.SYNCHRONISING):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_of_a_fleet_waits_for_the_device():
+    tasks = [task(0, classes=3), task(1, classes=2, source=False, labels=False)]
+    engine = FleetEngine(tasks[0], 2)
+    for lane, visible in enumerate(tasks):
+        engine.load(lane, visible, lane)
+    steps, inner = [], engine._one_step
+
+    def watched(window, k):
+        with Waits() as waits:
+            terms = inner(window, k)
+        steps.append(waits.found)
+        return terms
+
+    engine._one_step = watched
+    engine.train(Controls.start([EVERYTHING, replace(PLAIN, unfrozen_stages=1)], engine.device), [4, 2])
+    assert steps == [[]] * 4
+
+
+def test_the_check_for_waiting_itself():
+    with Waits() as waits:
+        float(torch.ones(1))
+        torch.ones(2)[torch.tensor([True, False])]
+    assert len(waits.found) == 2
 
 
 @pytest.mark.gpu

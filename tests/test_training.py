@@ -125,6 +125,8 @@ def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
     assert [row["rollout"] for row in rows] == ["1", "2", "3"]
     artifact = PolicyArtifact.load(whole / "policy.safetensors")
     assert artifact.card["arguments"]["seed"] == 3
+    assert "python scripts/train_agent.py --tasks 2 --rollouts 3" in artifact.card["command"]
+    assert "--out" not in artifact.card["command"]
     actions = artifact.policy.act(torch.zeros(1, len(SIGNALS)), torch.zeros(1), torch.zeros(1))
     assert actions.shape == (1, len(ACTION_SIZES))
 

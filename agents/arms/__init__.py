@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+from lepton_rl.agents.arm import Arm, PolicyArm, SingleArm, Trial, TunerArm, best_so_far
 from lepton_rl.agents.arms import (
     adabn,
     full_finetune,
@@ -15,7 +16,6 @@ from lepton_rl.agents.arms import (
     source_only,
     tuned_default,
 )
-from lepton_rl.agents.arms.arm import Arm, PolicyArm, SingleArm, Trial, TunerArm, best_so_far
 from lepton_rl.errors import InputError
 from lepton_rl.policy import Policy
 

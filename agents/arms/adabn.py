@@ -1,6 +1,6 @@
 """Target statistics in the normalisation layers, and not one gradient step."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.controls import KEEP
 from lepton_rl.policy import Policy, SchedulePolicy
 from lepton_rl.task import VisibleTask

@@ -1,6 +1,6 @@
 """Every layer, on labelled images, at the usual learning rate."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.agents.arms.settings import LEARNING_RATE, cross_entropy_only
 from lepton_rl.policy import KeepPolicy, Policy
 from lepton_rl.task import VisibleTask

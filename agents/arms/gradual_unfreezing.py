@@ -1,6 +1,6 @@
 """From the head downwards, one stage per decision."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.agents.arms.lp_ft import UNFREEZE
 from lepton_rl.agents.arms.settings import LEARNING_RATE, cross_entropy_only
 from lepton_rl.controls import KEEP

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lepton_rl.agents.arms.arm import SingleArm
+from lepton_rl.agents.arm import SingleArm
 from lepton_rl.artifact import load_policy
 from lepton_rl.controls import ControlSettings
 from lepton_rl.policy import KeepPolicy, Policy

@@ -1,6 +1,6 @@
 """The head alone, on labelled images."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.agents.arms.settings import HEAD_LEARNING_RATE, cross_entropy_only
 from lepton_rl.policy import KeepPolicy, Policy
 from lepton_rl.task import VisibleTask

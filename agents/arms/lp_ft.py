@@ -4,7 +4,7 @@ The actions unfreeze one stage per decision, so fine-tuning opens the network ov
 instead of at once; its smaller learning rate (the action /2.5) comes with the first of them, as in the paper.
 """
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.agents.arms.settings import HEAD_LEARNING_RATE, cross_entropy_only
 from lepton_rl.controls import KEEP
 from lepton_rl.policy import Policy, SchedulePolicy

@@ -1,6 +1,6 @@
 """Actions drawn uniformly: what the action space gives without a policy."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.policy import Policy, RandomPolicy
 from lepton_rl.task import VisibleTask
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from lepton_rl.agents.arms.arm import SingleArm
+from lepton_rl.agents.arm import SingleArm
 from lepton_rl.rollout import RunResult
 from lepton_rl.selection import ORIGINAL, visible_score
 from lepton_rl.solo import SoloEngine

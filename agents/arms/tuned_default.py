@@ -1,6 +1,6 @@
 """The best static setting over the training tasks: the arm to beat."""
 
-from lepton_rl.agents.arms.arm import PolicyArm
+from lepton_rl.agents.arm import PolicyArm
 from lepton_rl.policy import KeepPolicy, Policy
 from lepton_rl.task import VisibleTask
 
