@@ -182,7 +182,7 @@ class LaneBatchNorm2d(nn.Module):
         return x * scale.flatten()[None, :, None, None] + offset.flatten()[None, :, None, None]
 
     def _native(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *, batch: bool) -> Tensor:
-        """Normalise lanes that all do the same; lanes are channels, so the usual operation does (and moves mean, var)."""
+        """Normalise lanes that all do the same: as lanes are channels, the usual operation does. Moves mean and var."""
         mean, var = (None if value is None else value.view(-1) for value in (mean, var))
         weight, bias = self.weight.flatten(), self.bias.flatten()
         return F.batch_norm(x, mean, var, weight, bias, batch, self.mode.momentum, self.eps)

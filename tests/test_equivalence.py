@@ -134,7 +134,8 @@ class Waits(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(name in str(func) for name in self.SYNCHRONISING):
+        by_mask = "aten.index" in str(func) and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or any(name in str(func) for name in self.SYNCHRONISING):
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 

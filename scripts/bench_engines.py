@@ -1,0 +1,385 @@
+"""Measure the engines: `python scripts/bench_engines.py --json [--quick]`.
+
+Every ratio compares two things measured in turn within this run; every number is a median over repeats. On a
+CPU single-process ratios use processor time, which other processes on the machine disturb least.
+"""
+
+import copy
+import json
+import multiprocessing
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch.nn import functional as F
+
+from lepton_rl.choice import choose_engine
+from lepton_rl.controls import Controls, ControlSettings, tuned_default
+from lepton_rl.domain import Domain
+from lepton_rl.engine import Engine
+from lepton_rl.fleet import FleetEngine
+from lepton_rl.losses import conditional_entropy, coral, diversity, mmd, pseudo_label
+from lepton_rl.models import build_model
+from lepton_rl.policy import KeepPolicy
+from lepton_rl.rollout import rollout
+from lepton_rl.solo import SoloEngine
+from lepton_rl.task import VisibleTask
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure."""
+
+    json: bool = False
+    """Print one JSON object instead of lines."""
+    quick: bool = False
+    """Fewer sizes, lanes and repeats: about two minutes on two cores."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto` = CUDA where there is one."""
+    width: int = 16
+    """Channels of the networks' first stage."""
+    seconds: float = 3.0
+    """Length of each measurement with worker processes."""
+    tf32: bool = False
+    """Allow TF32 matrix products and convolutions on CUDA."""
+
+    @property
+    def place(self) -> str:
+        """The device."""
+        return self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def repeats(self) -> int:
+        """Measurements of each thing."""
+        return 3 if self.quick else 5
+
+
+def make_task(side: int, architecture: str, width: int, budget: int = 400, images: int = 512) -> VisibleTask:
+    """Return a task of random images; what they show does not change how long a step takes."""
+    rng = np.random.default_rng(0)
+
+    def domain(n: int, labelled: bool = True) -> Domain:
+        labels = rng.integers(0, 10, n) if labelled else np.full(n, -1)
+        pixels = rng.integers(0, 256, (n, 1, side, side), dtype=np.uint8)
+        return Domain(images=pixels, labels=labels, name="noise", classes=tuple("0123456789"))
+
+    return VisibleTask(
+        name=f"bench-{architecture}-{side}",
+        model=build_model(architecture, channels=1, n_classes=10, width=width).eval(),
+        n_classes=10,
+        mean=np.array([0.5]),
+        std=np.array([0.3]),
+        budget=budget,
+        source_train=domain(600),
+        source_val=domain(150),
+        target_support=domain(34),
+        target_probe=domain(16),
+        target_unlabelled=domain(images, labelled=False),
+    )
+
+
+def plain_loop(task: VisibleTask, settings: ControlSettings, device: str = "cpu") -> None:
+    """Fine-tune as one would write it by hand: same batches, losses, optimizer and schedule; no signals, no checks."""
+    model = copy.deepcopy(task.model).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.budget)
+    weights, features = settings.weights, []
+    model.get_submodule("head").register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    assert task.source_train is not None
+    assert task.target_support is not None
+    parts = (task.source_train, task.target_support, task.target_unlabelled)
+    source, support, target = ((torch.from_numpy(p.images).to(device).float() / 255 - 0.5) / 0.3 for p in parts)
+    source_labels, support_labels = (torch.from_numpy(p.labels).to(device) for p in parts[:2])
+    for _ in range(task.budget):
+        i, j, k = (torch.randint(len(x), (n,)) for x, n in ((source, 32), (support, 16), (target, 32)))
+        features.clear()
+        z_source, z = model(source[i]), model(torch.cat([support[j], target[k]]))
+        f_source, f = features[0], features[1][16:]
+        loss = F.cross_entropy(z[:16], support_labels[j]) + weights["source"] * F.cross_entropy(
+            z_source, source_labels[i]
+        )
+        loss = loss + weights["alignment"] * (mmd(f_source, f) + coral(f_source, f))
+        loss = loss + weights["entropy"] * conditional_entropy(z[16:])
+        loss = loss + weights["diversity"] * diversity(z[16:])
+        loss = loss + weights["self_training"] * pseudo_label(z[16:], 0.9)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def clock(device: str) -> float:
+    """Return seconds: processor time of this process on a CPU, wall time after the device has caught up elsewhere."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    """Return the seconds that some work takes."""
+    began = clock(device)
+    work()
+    return clock(device) - began
+
+
+def loaded(engine: Engine, task: VisibleTask) -> Engine:
+    """Start every lane of an engine on a task."""
+    for lane in range(engine.lanes):
+        engine.load(lane, task, lane)
+    return engine
+
+
+def window(engine: Engine, steps: int, settings: ControlSettings | None = None) -> Callable[[], object]:
+    """Return one window of gradient steps, as work to time."""
+    controls = Controls.start([settings or tuned_default()] * engine.lanes, engine.device)
+    return lambda: engine.train(controls, [steps] * engine.lanes)
+
+
+# ----- the fleet
+
+
+def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[str, Any]]:
+    """Measure lane-steps per second for growing N against one-after-the-other training on the same device."""
+    task, device = make_task(side, architecture, config.width), config.place
+    counts = [1, 4, 16] if config.quick else [1, 4, 16, 64]
+    if device == "cuda":
+        counts = [2**k for k in range(0, 12, 3 if config.quick else 1)]
+        if 2048 not in counts:
+            counts.append(2048)
+    solo = window(loaded(SoloEngine(task, device=device, channels_last=False), task), 8)
+    timed(solo, device)
+    rows: list[dict[str, Any]] = []
+    for lanes in counts:
+        try:
+            fleet = window(loaded(FleetEngine(task, lanes, device=device), task), max(2, 16 // lanes))
+            pairs = [
+                (timed(solo, device) / 8, timed(fleet, device) / max(2, 16 // lanes)) for _ in range(config.repeats + 1)
+            ]
+        except torch.OutOfMemoryError:
+            break
+        alone, together = median(p[0] for p in pairs[1:]), median(p[1] for p in pairs[1:])
+        speedup = median(lanes * p[0] / p[1] for p in pairs[1:])
+        rows.append(
+            {"lanes": lanes, "lane_steps_per_second": lanes / together, "sequential": 1 / alone, "speedup": speedup}
+        )
+        rows[-1] |= {"side": side, "architecture": architecture, "bytes": memory(device)}
+    return rows
+
+
+def memory(device: str) -> int:
+    """Return the most bytes used so far: of the device, or of this process on a CPU."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def linearity(config: BenchConfig) -> dict[str, float]:
+    """Measure cost ratios that are 2 where cost is linear: twice the lanes, steps, and batch-independent images."""
+    task, device = make_task(8, "vgg", config.width), config.place
+    many = make_task(8, "vgg", config.width, images=1024)
+    small, large = (loaded(FleetEngine(task, n, device=device), task) for n in (8, 16))
+    longer = loaded(FleetEngine(many, 8, device=device), many)
+    works = {"one": window(small, 4), "lanes": window(large, 4), "steps": window(small, 8), "images": window(longer, 4)}
+    samples = [{name: timed(work, device) for name, work in works.items()} for _ in range(config.repeats + 1)][1:]
+    ratio = {name: median(s[name] / s["one"] for s in samples) for name in ("lanes", "steps", "images")}
+    return {
+        "twice_the_lanes": ratio["lanes"],
+        "twice_the_steps": ratio["steps"],
+        "twice_the_stored_images": ratio["images"],
+        "lane_bytes": float(lane_bytes(large)),
+        "data_bytes": float(large.pool.images.numel()),
+        "data_bytes_of_half_the_lanes": float(small.pool.images.numel()),
+    }
+
+
+def lane_bytes(engine: FleetEngine) -> int:
+    """Return what one lane keeps: weights, their start, and two moments; activations come on top while it trains."""
+    tensors = [*engine.blocks, *engine.start]
+    tensors += [moment for optimizer in engine.optimizers for moment in (optimizer.first, optimizer.second)]
+    return sum(t.numel() * t.element_size() for t in tensors) // engine.lanes
+
+
+# ----- worker processes against the fleet, on a CPU
+
+
+def _work(task: VisibleTask, seconds: float, start: Any, rates: Any) -> None:  # noqa: ANN401
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    step = window(loaded(SoloEngine(task), task), 8)
+    step()
+    start.wait()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        step()
+        done += 8
+    rates.put(done / (time.perf_counter() - began))
+
+
+def workers_rate(task: VisibleTask, processes: int, seconds: float) -> float:
+    """Return gradient steps per second of one-lane engines in worker processes, all together."""
+    context = multiprocessing.get_context("spawn")
+    start, rates = context.Barrier(processes), context.Queue()
+    crew = [context.Process(target=_work, args=(task, seconds, start, rates)) for _ in range(processes)]
+    for process in crew:
+        process.start()
+    total = sum(rates.get() for _ in crew)
+    for process in crew:
+        process.join()
+    return float(total)
+
+
+def fleet_rate(task: VisibleTask, lanes: int, threads: int, seconds: float) -> float:
+    """Return lane-steps per second of one fleet in this process, by wall time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    step, done = window(loaded(FleetEngine(task, lanes), task), 2), 0
+    step()
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        step()
+        done += 2 * lanes
+    torch.set_num_threads(before)
+    return done / (time.perf_counter() - began)
+
+
+def cpu_choice(config: BenchConfig, side: int, lanes: int = 16, cores: int = 2) -> dict[str, Any]:
+    """Choose by the short measurement, then measure both kinds for longer: chosen / better."""
+    task = make_task(side, "vgg", config.width)
+    torch.set_num_threads(cores)
+    choice = choose_engine(task, lanes, workers=cores)
+    rates: dict[str, list[float]] = {"fleet": [], "workers": []}
+    for _ in range(2 if config.quick else 3):
+        rates["workers"].append(workers_rate(task, cores, config.seconds))
+        rates["fleet"].append(fleet_rate(task, lanes, cores, config.seconds))
+    torch.set_num_threads(1)
+    found = {kind: median(values) for kind, values in rates.items()}
+    return {"side": side, "chosen": choice.kind, "ratio": found[choice.kind] / max(found.values()), **found}
+
+
+# ----- one run
+
+
+def solo_overhead(config: BenchConfig, side: int, architecture: str, **options: Any) -> float:  # noqa: ANN401
+    """Return the time of a whole run with signals, checkpoints and guard over that of the plain loop."""
+    device = config.place
+    task = make_task(side, architecture, config.width, budget=200 if config.quick else 400)
+    policy = KeepPolicy(settings=tuned_default())
+
+    def run() -> None:
+        rollout(task, policy, seed=0, engine=SoloEngine(task, device=device, **options))
+
+    def by_hand() -> None:
+        plain_loop(task, tuned_default(), device)
+
+    short = replace(task, budget=10)
+    rollout(short, policy, seed=0, engine=SoloEngine(short, device=device))
+    plain_loop(short, tuned_default(), device)
+    return median(timed(run, device) / timed(by_hand, device) for _ in range(config.repeats))
+
+
+def frozen_prefix(config: BenchConfig, side: int, architecture: str) -> dict[str, float]:
+    """Return how much faster head-only windows of 50 steps are with the cache than without."""
+    task, device = make_task(side, architecture, config.width), config.place
+    head_only = replace(tuned_default(), unfrozen_stages=0)
+    windows = 4 if config.quick else 8
+    kinds = {"with": 2**28, "without": 0}
+    steps = {
+        kind: window(loaded(SoloEngine(task, device=device, cache_bytes=limit), task), 50, head_only)
+        for kind, limit in kinds.items()
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(windows):
+        for kind, step in steps.items():
+            seconds[kind].append(timed(step, device))
+    return {
+        "window": median(slow / fast for slow, fast in zip(seconds["without"], seconds["with"], strict=True)),
+        "run_with_filling": sum(seconds["without"]) / sum(seconds["with"]),
+    }
+
+
+def env_steps(config: BenchConfig) -> float | None:
+    """Return environment steps per second of the registered vector environment, or None where it is missing."""
+    try:
+        import gymnasium
+
+        import lepton_rl.envs  # noqa: F401 - registers the environments
+    except ImportError:
+        return None
+    envs = gymnasium.make_vec("lepton_rl/FineTune-v0", num_envs=6, vectorization_mode="vector_entry_point")
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    keep = np.tile(np.array([1, 2, *[2] * 7, 0, 1, 0]), (6, 1))
+    rates = []
+    for _ in range(4 if config.quick else 12):
+        began = time.perf_counter()
+        envs.step(keep)
+        rates.append(6 / (time.perf_counter() - began))
+    envs.close()
+    return median(rates)
+
+
+def ceilings(config: BenchConfig) -> dict[str, float]:
+    """Return the device's copy bandwidth in bytes/s and float32 matrix rate in floating point operations/s."""
+    device, n = config.place, 8192 if config.place == "cuda" else 1024
+    block = torch.ones(n, n, device=device)
+    out = torch.empty_like(block)
+    copy = median(timed(lambda: out.copy_(block), device) for _ in range(10))
+    product = median(timed(lambda: torch.mm(block, block, out=out), device) for _ in range(5))
+    return {"copy_bytes_per_second": 2 * 4 * n * n / copy, "matrix_flops": 2 * n**3 / product}
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure everything."""
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    sides, kinds = ((8, 28), ("vgg",)) if config.quick else ((8, 28), ("vgg", "resnet"))
+    fleets = [row for side in sides for kind in kinds for row in fleet_speed(config, side, kind)]
+    best = max(fleets, key=lambda row: float(row["speedup"]))
+    choices = [cpu_choice(config, side) for side in (8, 16, 28)] if config.place == "cpu" else []
+    overheads = {f"{k}-{s}": solo_overhead(config, s, k) for s in sides for k in kinds}
+    prefixes = {f"{k}-28": frozen_prefix(config, 28, k) for k in kinds}
+    return {
+        "fleet_speedup": best["speedup"],
+        "fleet_best_lanes": best["lanes"],
+        "cpu_choice_ratio": min((row["ratio"] for row in choices), default=None),
+        "solo_overhead": max(overheads.values()),
+        "frozen_prefix_speedup": min(row["window"] for row in prefixes.values()),
+        "env_steps_per_second": env_steps(config),
+        "peak_memory_bytes": memory(config.place),
+        "device": torch.cuda.get_device_name() if config.place == "cuda" else "cpu",
+        "details": {
+            "fleet": fleets,
+            "cpu_choice": choices,
+            "solo_overhead": overheads,
+            "frozen_prefix": prefixes,
+            "linearity": linearity(config),
+            "ceilings": ceilings(config),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    config = tyro.cli(BenchConfig, description=__doc__)
+    found = bench(config)
+    if config.json:
+        print(json.dumps(found, indent=2, sort_keys=True))
+        return
+    for name, value in found.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
