@@ -11,6 +11,16 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from lepton_rl.errors import InputError
 
 
+def lane_info(infos: dict[str, Any], lane: int) -> dict[str, Any]:
+    """Cut one lane out of infos that a Gymnasium vector environment merged."""
+    mine = {}
+    for key, values in infos.items():
+        if key.startswith("_") or not bool(infos[f"_{key}"][lane]):
+            continue
+        mine[key] = lane_info(values, lane) if isinstance(values, dict) else values[lane]
+    return mine
+
+
 class SB3VecEnv(VecEnv):
     """Present a same-step-autoreset `VectorEnv` as an SB3 `VecEnv`.
 
@@ -33,7 +43,7 @@ class SB3VecEnv(VecEnv):
         """Start every lane, with the seeds given by `seed` if there were any."""
         seeds = list(self._seeds)
         observations, infos = self.env.reset(seed=seeds)  # type: ignore[arg-type]
-        self.reset_infos = [self._lane(infos, lane) for lane in range(self.num_envs)]
+        self.reset_infos = [lane_info(infos, lane) for lane in range(self.num_envs)]
         self._reset_seeds()
         return np.array(observations, dtype=np.float32)
 
@@ -46,7 +56,7 @@ class SB3VecEnv(VecEnv):
         assert self._actions is not None
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         done = terminated | truncated
-        lanes = [self._lane(infos, lane) for lane in range(self.num_envs)]
+        lanes = [lane_info(infos, lane) for lane in range(self.num_envs)]
         for lane, info in enumerate(lanes):
             info["TimeLimit.truncated"] = bool(truncated[lane] and not terminated[lane])
             if done[lane]:
@@ -55,18 +65,6 @@ class SB3VecEnv(VecEnv):
                 self.reset_infos[lane] = dict(info)
                 lanes[lane] = info | last
         return np.array(observations, dtype=np.float32), rewards.astype(np.float32), done.copy(), lanes
-
-    def _lane(self, infos: dict[str, Any], lane: int) -> dict[str, Any]:
-        """Cut one lane out of merged infos."""
-        mine = {}
-        for key, values in infos.items():
-            if key.startswith("_"):
-                continue
-            if isinstance(values, dict):
-                mine[key] = self._lane(values, lane)
-            elif bool(infos[f"_{key}"][lane]):
-                mine[key] = values[lane]
-        return mine
 
     def close(self) -> None:
         """Close the environment."""

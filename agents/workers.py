@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from lepton_rl.agents.sb3_vec_env import lane_info
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.envs.vector import FineTuneVectorEnv
 from lepton_rl.models import TRAIN_ARCHITECTURES
@@ -100,8 +101,7 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         merged: dict[str, Any] = {}
         for lanes, part in zip(self._lanes, parts, strict=True):
             for k, lane in enumerate(lanes):
-                mine = {key: part[key][k] for key in part if not key.startswith("_") and part[f"_{key}"][k]}
-                merged = self._add_info(merged, mine, int(lane))
+                merged = self._add_info(merged, lane_info(part, k), int(lane))
         return merged
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401

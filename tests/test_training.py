@@ -14,11 +14,12 @@ from stable_baselines3 import PPO
 
 from lepton_rl.agents import training as training_module
 from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
-from lepton_rl.agents.sb3_vec_env import SB3VecEnv
+from lepton_rl.agents.sb3_vec_env import SB3VecEnv, lane_info
 from lepton_rl.agents.train import TrainConfig, train
+from lepton_rl.agents.workers import WorkerVectorEnv
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.controls import ACTION_SIZES, KEEP
-from lepton_rl.envs import session
+from lepton_rl.envs import FineTuneVectorEnv, session
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.errors import InputError
 from lepton_rl.signals import SIGNALS
@@ -101,6 +102,28 @@ def test_ppo_learns_feedback_from_a_policy_that_keeps():
     assert ask(high)[1] == 4
     assert ask(low)[1] == KEEP[1]
     assert torch.equal(ask(high), torch.as_tensor(model.predict(high[0].numpy(), deterministic=True)[0]))
+
+
+def test_workers_do_what_one_process_does(suite):
+    arguments = {"suite": suite, "tasks": 3}
+    alone = FineTuneVectorEnv(3, fleet=False, **arguments)
+    shared = WorkerVectorEnv(3, 2, **arguments)
+    try:
+        assert np.array_equal(alone.reset(seed=1)[0], shared.reset(seed=1)[0])
+        for decision in range(4):
+            actions = np.tile(KEEP, (3, 1))
+            actions[decision % 3, 1] = 3
+            (o1, r1, t1, _, i1), (o2, r2, t2, _, i2) = (env.step(actions) for env in (alone, shared))
+            assert np.array_equal(o1, o2)
+            assert np.array_equal(r1, r2)
+            assert np.array_equal(t1, t2)
+            for lane in range(3):
+                one, two = lane_info(i1, lane), lane_info(i2, lane)
+                assert one.keys() == two.keys()
+                assert one["task"] == two["task"]
+                assert ("final_obs" in two) == t2[lane]
+    finally:
+        shared.close()
 
 
 @pytest.fixture
