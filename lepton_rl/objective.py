@@ -37,6 +37,10 @@ class Outputs:
     logits: Tensor
     labels: Tensor
 
+    def detached(self) -> "Outputs":
+        """Return the same without gradients."""
+        return Outputs(features=self.features.detach(), logits=self.logits.detach(), labels=self.labels)
+
 
 def loss_terms(
     *,
@@ -65,16 +69,15 @@ def loss_terms(
         `[lanes, 8]` in the order of `TERMS`.
     """
     zero = target.logits.new_zeros(target.logits.shape[0])
-    still = Outputs(features=target.features.detach(), logits=target.logits.detach(), labels=target.labels)
 
     def value(term: str) -> Tensor:
-        seen = target if term in trained else still
+        seen = target if term in trained else target.detached()
         match term:
             case "source" if source is not None:
                 return cross_entropy(source.logits, source.labels, n_classes=n_classes)
             case "alignment" if source is not None:
-                features = source.features if term in trained else source.features.detach()
-                return _alignment(features, seen.features)
+                origin = source if term in trained else source.detached()
+                return _alignment(origin.features, seen.features)
             case "adversarial" if adversarial is not None:
                 return adversarial
             case "entropy":
@@ -108,4 +111,4 @@ def weighted_sum(terms: Tensor, weights: Tensor) -> Tensor:
         `[lanes]`.
     """
     # where, not a product: 0 * inf is nan, and a term that is off must not end a lane.
-    return torch.where(weights > 0, weights * terms, torch.zeros_like(terms)).sum(-1)
+    return torch.where(weights > 0, weights * terms, 0.0).sum(-1)

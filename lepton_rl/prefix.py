@@ -104,14 +104,10 @@ class PrefixCache:
         """Forget everything, because the prefix or the images have changed."""
         self._store, self._used, self._slots = None, 0, {}
 
-    def holds(self, rows: Tensor, side: Side) -> bool:
-        """Return whether all rows are there; cheap on the CPU, a synchronisation elsewhere."""
-        return side in self._slots and bool((self._slots[side][rows] >= 0).all())
-
     def get(self, rows: Tensor, side: Side) -> Tensor:
-        """Return the outputs of rows that are there."""
+        """Return the outputs of rows `[n]` that are there."""
         assert self._store is not None
-        return self._store[self._slots[side][rows]]
+        return self._store.index_select(0, self._slots[side].index_select(0, rows))
 
     def fill(self, rows: Tensor, side: Side, pool_rows: int, compute: Callable[[Tensor], Tensor]) -> bool:
         """Compute what is missing of some rows.

@@ -182,10 +182,11 @@ class SoloEngine(Engine):
     def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         del trained
         assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
+        group = self.optimizer.param_groups[0]
+        for parameter in group["params"]:
+            parameter.grad = None
         if loss.requires_grad:
             torch.autograd.backward(loss.sum())
-        group = self.optimizer.param_groups[0]
         for parameter in group["params"]:
             if parameter.grad is None:  # no term reaches it: its moments still decay, as in a fleet
                 parameter.grad = torch.zeros_like(parameter)

@@ -43,7 +43,7 @@ class BenchConfig:
     json: bool = False
     """Print one JSON object instead of lines."""
     quick: bool = False
-    """Fewer sizes, lanes and repeats: about two minutes on two cores."""
+    """Fewer sizes, lanes and repeats: about four minutes on two idle cores."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto` = CUDA where there is one."""
     width: int = 16
@@ -151,6 +151,7 @@ def window(engine: Engine, steps: int, settings: ControlSettings | None = None) 
 
 def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[str, Any]]:
     """Measure lane-steps per second for growing N against one-after-the-other training on the same device."""
+    say(f"fleet {architecture} {side}x{side}")
     task, device = make_task(side, architecture, config.width), config.place
     counts = [1, 4, 16] if config.quick else [1, 4, 16, 64]
     if device == "cuda":
@@ -177,6 +178,11 @@ def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[
     return rows
 
 
+def say(what: str) -> None:
+    """Tell on the error stream what is being measured, because a whole run takes minutes."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
 def memory(device: str) -> int:
     """Return the most bytes used so far: of the device, or of this process on a CPU."""
     if device == "cuda":
@@ -186,6 +192,7 @@ def memory(device: str) -> int:
 
 def linearity(config: BenchConfig) -> dict[str, float]:
     """Measure cost ratios that are 2 where cost is linear: twice the lanes, steps, and batch-independent images."""
+    say("linearity")
     task, device = make_task(8, "vgg", config.width), config.place
     many = make_task(8, "vgg", config.width, images=1024)
     small, large = (loaded(FleetEngine(task, n, device=device), task) for n in (8, 16))
@@ -255,11 +262,12 @@ def fleet_rate(task: VisibleTask, lanes: int, threads: int, seconds: float) -> f
 
 def cpu_choice(config: BenchConfig, side: int, lanes: int = 16, cores: int = 2) -> dict[str, Any]:
     """Choose by the short measurement, then measure both kinds for longer: chosen / better."""
+    say(f"workers or fleet, {side}x{side}")
     task = make_task(side, "vgg", config.width)
     torch.set_num_threads(cores)
     choice = choose_engine(task, lanes, workers=cores)
     rates: dict[str, list[float]] = {"fleet": [], "workers": []}
-    for _ in range(2 if config.quick else 3):
+    for _ in range(1 if config.quick else 3):
         rates["workers"].append(workers_rate(task, cores, config.seconds))
         rates["fleet"].append(fleet_rate(task, lanes, cores, config.seconds))
     torch.set_num_threads(1)
@@ -272,8 +280,9 @@ def cpu_choice(config: BenchConfig, side: int, lanes: int = 16, cores: int = 2) 
 
 def solo_overhead(config: BenchConfig, side: int, architecture: str, **options: Any) -> float:  # noqa: ANN401
     """Return the time of a whole run with signals, checkpoints and guard over that of the plain loop."""
+    say(f"solo overhead {architecture} {side}x{side}")
     device = config.place
-    task = make_task(side, architecture, config.width, budget=200 if config.quick else 400)
+    task = make_task(side, architecture, config.width)
     policy = KeepPolicy(settings=tuned_default())
 
     def run() -> None:
@@ -285,11 +294,14 @@ def solo_overhead(config: BenchConfig, side: int, architecture: str, **options: 
     short = replace(task, budget=10)
     rollout(short, policy, seed=0, engine=SoloEngine(short, device=device))
     plain_loop(short, tuned_default(), device)
-    return median(timed(run, device) / timed(by_hand, device) for _ in range(config.repeats))
+    return median(
+        timed(run, device) / timed(by_hand, device) for _ in range(1 if config.quick and side > 8 else config.repeats)
+    )
 
 
 def frozen_prefix(config: BenchConfig, side: int, architecture: str) -> dict[str, float]:
     """Return how much faster head-only windows of 50 steps are with the cache than without."""
+    say(f"frozen prefix {architecture} {side}x{side}")
     task, device = make_task(side, architecture, config.width), config.place
     head_only = replace(tuned_default(), unfrozen_stages=0)
     windows = 4 if config.quick else 8
@@ -310,6 +322,7 @@ def frozen_prefix(config: BenchConfig, side: int, architecture: str) -> dict[str
 
 def env_steps(config: BenchConfig) -> float | None:
     """Return environment steps per second of the registered vector environment, or None where it is missing."""
+    say("environment")
     try:
         import gymnasium
 

@@ -9,6 +9,7 @@ from test_stages import ResNet
 from tiny import EVERYTHING, PLAIN, WEIGHTS, lane_weights, largest_gap, same, task
 from torch import nn
 
+from lepton_rl.choice import choose_engine
 from lepton_rl.controls import Controls, ControlSettings
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
@@ -300,3 +301,11 @@ def test_the_same_step_is_bit_for_bit_the_same_again():
         engine.train(controls(settings, settings), [4, 2])
         ends.append(lane_weights(engine, 0))
     assert same(*ends)
+
+
+def test_the_choice_of_an_engine_is_the_faster_of_what_was_measured():
+    choice = choose_engine(task(), 3, workers=2, repeats=1)
+    assert min(choice.fleet, choice.workers) > 0
+    assert choice.kind == ("fleet" if choice.fleet >= choice.workers else "workers")
+    with pytest.raises(InputError, match="lanes 0"):
+        choose_engine(task(), 0)
