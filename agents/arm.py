@@ -5,10 +5,10 @@ labels, evaluates the chosen weights and counts gradient steps and seconds.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from lepton_rl.controls import ControlSettings
 from lepton_rl.policy import Policy
@@ -36,6 +36,27 @@ class Arm(ABC):
     def bind(self, policy: str | Path | Policy) -> Self:
         """Return the arm with the policy under test; arms that need none are returned as they are."""
         del policy
+        return self
+
+    def check(self) -> None:  # noqa: B027 - most arms need nothing
+        """Raise `InputError` if something that the arm needs is not there; asked before any work is done."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest records of the arm beside its source; JSON values."""
+        return {}
+
+    @property
+    def lessons(self) -> int:
+        """How many training tasks the arm has to see beforehand; `lesson` is called once with each of them."""
+        return 0
+
+    def lesson(self, task: VisibleTask, seed: int) -> Any:  # noqa: ANN401
+        """Take from a training task what the arm wants to know, as a JSON value."""
+        raise NotImplementedError(f"arm {self.name!r} takes no lessons")
+
+    def taught(self, lessons: Sequence[Any]) -> Self:
+        """Return the arm with what its lessons gave, in the order of the training tasks."""
+        del lessons
         return self
 
 
@@ -70,14 +91,16 @@ class PolicyArm(SingleArm):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One finished run of a tuner.
+    """What a tuner did with one run's budget: as a rule one run, with a pruner perhaps several cut short.
 
     Attributes:
         score: Visible score, higher is better; the best trial so far is chosen by nothing else.
-        steps: Gradient steps taken, those of a run that diverged included.
+        steps: Gradient steps taken, those of runs that were pruned or diverged included.
         seconds: Wall-clock time, the tuner's own thinking included.
         settings: The knobs that were tried.
         result: Gives the run with its weights; may run it again when the trial was finished before a restart.
+        remembered: How many of the steps were taken before a restart, so that no meter can have seen them.
+        remembered_images: How many images were evaluated before a restart.
     """
 
     score: float
@@ -85,24 +108,48 @@ class Trial:
     seconds: float
     settings: ControlSettings
     result: Callable[[], RunResult]
+    remembered: int = 0
+    remembered_images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """A study in a database that processes and machines share.
+
+    Attributes:
+        url: As SQLAlchemy writes it, for example `postgresql+psycopg://user@host/name`.
+        study: Name of the study.
+    """
+
+    url: str
+    study: str
+
+
+Storage = Path | Database
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunerArm(Arm):
     """An arm that runs several times and is judged by its best trial so far."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether a search of k runs is not the beginning of a longer one, so that each number is searched apart."""
+        return False
+
     @abstractmethod
-    def search(self, task: VisibleTask, seed: int, runs: int, storage: Path | None = None) -> Iterator[Trial]:
+    def search(self, task: VisibleTask, seed: int, runs: int, storage: Storage | None = None) -> Iterator[Trial]:
         """Run `runs` trials, one after the other.
 
         Args:
             task: All that may be seen.
             seed: Of the search, and of the lane of every trial (equal settings give equal results).
-            runs: How many trials.
-            storage: File for the state of the search, so that a killed one goes on; None = nowhere.
+            runs: How many trials, each of at most the task's budget of gradient steps.
+            storage: Where the search keeps its state, so that a killed one goes on; None = nowhere.
 
         Yields:
-            Every trial when it is finished, in order; trial k does not depend on `runs`.
+            Every trial when it is finished, in order; unless the search is `whole`, trial k does not depend on
+            `runs`.
         """
 
 

@@ -1,9 +1,12 @@
 """Compare arms on the held-out parts of a suite: make the cells that are missing, then summarise all."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +14,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lepton_rl.agents.arms import closest, find_arm
-from lepton_rl.agents.cells import Bench, Cell, Place, Row, Suite
+from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row, Suite
 from lepton_rl.agents.crew import Crew, Done, cores
+from lepton_rl.agents.leaderboard import LOCAL, TOLERANCE, differences, read_submission, sampled, submit
 from lepton_rl.agents.plan import BenchmarkConfig, described, finished, notes, place_of, plan, row_order
+from lepton_rl.agents.ray_crew import RayCrew
 from lepton_rl.agents.rows import RowFile, fingerprint, joined, write_json
 from lepton_rl.agents.statistics import summarise
+from lepton_rl.datasets import contents, data_folder, data_suite, folder_suite
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import write_manifest
 from lepton_rl.report import benchmark_report
+from lepton_rl.report.figures import write_figures
+from lepton_rl.report.tables import write_tables
 from lepton_rl.suite import TaskSuite
 
 __all__ = ["SUITES", "BenchmarkConfig", "CellsFailed", "benchmark", "summary_table"]
 
 MakeSuite = Callable[[], Suite]
-SUITES: dict[str, MakeSuite] = {"digits": TaskSuite.digits}
+SUITES = ("digits", "data", "folders")
 
 
 class CellsFailed(RuntimeError):
@@ -40,30 +48,80 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
             so it must be a function of a module.
 
     Raises:
-        InputError: If an argument is wrong, or `out` holds rows of another benchmark.
+        InputError: If an argument is wrong, `out` holds rows of another benchmark, or what is verified differs.
         CellsFailed: If cells failed; the others are kept, and the same call tries only the failed ones again.
     """
-    make_suite = make_suite or _suite(config.suite)
+    if config.verify is not None:
+        return _verified(config, config.verify, make_suite)
+    make_suite = make_suite or _suite(config)
     cells = plan(config)
     common = joined(config.out, _fingerprint(config))
     rows_file = RowFile(config.out / "rows.jsonl")
     done = finished(rows_file.read(), cells, config)
-    arguments = asdict(config) | {"out": str(config.out)}
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     extra = {"fingerprint": common, **described(config)}
     write_manifest(config.out, command="lepton benchmark", arguments=arguments, extra=extra)
     rows_file.rewrite(row for rows in done.values() for row in rows)
-    _make([cell for cell in cells if cell not in done], _bench(config, make_suite), config)
+    bench = _bench(config, make_suite, common)
+    _make([cell for cell in cells if cell not in done], bench, config)
     rows = sorted(rows_file.read(), key=row_order)
     rows_file.rewrite(rows)
     summary = summarise(rows, seed=config.seed) | {"notes": notes(config)}
-    write_json(config.out / "summary.json", summary)
-    benchmark_report(config.out)
+    _report(config.out, summary)
+    if config.submit is not None:
+        submit(config.submit, config, common, rows)
+    return summary
+
+
+def _report(out: Path, summary: Mapping[str, Any]) -> None:
+    write_json(out / "summary.json", summary)
+    benchmark_report(out)
+    write_tables(out, summary)
+    write_figures(out, summary)
+
+
+def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None) -> dict[str, Any]:
+    """Make a sample of a submission's cells again, and return their summary with what was found."""
+    told = read_submission(path)
+    local = {key: getattr(config, key) for key in (*LOCAL, "policy") if key not in ("submit", "verify")}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.arguments.items()}
+    known = {field.name for field in fields(BenchmarkConfig)}
+    if not arguments.keys() <= known:
+        raise InputError(f"{path} has arguments of another version, {sorted(arguments.keys() - known)}: use that one")
+    theirs = BenchmarkConfig(**(arguments | local))
+    mine = _fingerprint(theirs)
+    wrong = [key for key in ("format", "suite", "data", "defaults", "policy") if mine[key] != told.fingerprint.get(key)]
+    if wrong:
+        raise InputError(
+            f"{path} was made with {wrong[0]} {told.fingerprint.get(wrong[0])!r}, here it is {mine[wrong[0]]!r}: "
+            "expected the same; give the same --policy, --data and version of this package"
+        )
+    groups = sampled(told.rows, config.seed)
+    plan(theirs)
+    make_suite = make_suite or _suite(theirs)
+    rows_file = RowFile(config.out / "rows.jsonl")
+    joined(config.out, mine)
+    write_manifest(config.out, command="lepton benchmark", arguments={"verify": str(path)}, extra={"fingerprint": mine})
+    rows_file.rewrite([])
+    cells = [Cell(place=place_of(group[0]), arm=group[0]["arm"]) for group in groups]
+    _make(cells, _bench(theirs, make_suite, mine), theirs)
+    made = sorted(rows_file.read(), key=row_order)
+    expected = sorted((row for group in groups for row in group), key=row_order)
+    same = mine == told.fingerprint
+    found = differences(expected, made, same_versions=same)
+    if found:
+        raise InputError(f"{path} could not be confirmed: {'; '.join(found[:3])}")
+    how = "equal but for seconds" if same else f"with other versions, accuracies within {TOLERANCE}"
+    summary = summarise(made, seed=config.seed)
+    summary["notes"] = [f"{path}: {len(cells)} of its cells were made again and confirmed, {how}"]
+    _report(config.out, summary)
     return summary
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """Return a summary as text: one line per arm and number of runs, then the runs to match the policy."""
-    head = f"{'arm':<20} {'runs':>4} {'IQM':>7} {'95 % interval':>17} {'accuracy':>9} {'made worse':>11}"
+    width = max([20, *map(len, summary["arms"])])
+    head = f"{'arm':<{width}} {'runs':>4} {'IQM':>7} {'95 % interval':>17} {'accuracy':>9} {'made worse':>11}"
     lines = [head]
     for arm, entry in summary["arms"].items():
         for runs, one in entry["by_runs"].items():
@@ -71,7 +129,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             score = "      -" if one["iqm"] is None else f"{one['iqm']:7.3f}"
             interval = "-" if low is None else f"{low:.3f} .. {high:.3f}"
             worse = f"{one['negative_transfer']:.0%}"
-            lines.append(f"{arm:<20} {runs:>4} {score} {interval:>17} {one['mean_accuracy']:9.3f} {worse:>11}")
+            lines.append(f"{arm:<{width}} {runs:>4} {score} {interval:>17} {one['mean_accuracy']:9.3f} {worse:>11}")
     for arm, match in summary["runs_to_match"].items():
         median = match["median"]
         needed = f"more than {match['largest']}" if median is None else median
@@ -79,19 +137,32 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *summary.get("notes", [])])
 
 
-def _suite(name: str) -> MakeSuite:
-    if name not in SUITES:
-        raise InputError(f"suite {name!r} is unknown: {closest(name, list(SUITES))}")
-    return SUITES[name]
+def _suite(config: BenchmarkConfig) -> MakeSuite:
+    if config.suite == "digits":
+        return TaskSuite.digits
+    if config.suite == "data":
+        return functools.partial(data_suite, data_folder(config.data), config.size)
+    if config.suite == "folders":
+        if config.source is None or config.target is None:
+            raise InputError("suite 'folders' needs two folders of images: give --source and --target")
+        return functools.partial(folder_suite, config.source, config.target, config.size)
+    raise InputError(f"suite {config.suite!r} is unknown: {closest(config.suite, list(SUITES))}")
 
 
 def _fingerprint(config: BenchmarkConfig) -> dict[str, Any]:
     learned = any(find_arm(arm).needs_policy for arm in config.arms)
     policy = config.policy if learned else None
-    return fingerprint(suite=config.suite, regime=config.regime, seed=config.seed, policy=policy)
+    folders: list[Path | None] = []
+    if config.suite == "data":
+        folders = [data_folder(config.data)]
+    elif config.suite == "folders":
+        folders = [config.source, config.target]
+    data = "-".join([str(config.size), *(contents(folder) for folder in folders if folder)]) if folders else None
+    return fingerprint(suite=config.suite, regime=config.regime, seed=config.seed, policy=policy, data=data)
 
 
-def _bench(config: BenchmarkConfig, make_suite: MakeSuite) -> Bench:
+def _bench(config: BenchmarkConfig, make_suite: MakeSuite, common: Mapping[str, Any]) -> Bench:
+    prefix = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:12]
     return Bench(
         make_suite=make_suite,
         regime=None if config.regime == "both" else config.regime,
@@ -99,6 +170,7 @@ def _bench(config: BenchmarkConfig, make_suite: MakeSuite) -> Bench:
         runs=tuple(sorted(config.runs)),
         policy=config.policy,
         journals=config.out / "optuna",
+        database=None if config.storage is None else (config.storage, f"lepton-{prefix}"),
     )
 
 
@@ -114,29 +186,60 @@ def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig) -> None:
     references = {place_of(row): row for row in references_file.read()}
     references_file.rewrite(references.values())
     places = [place for place in dict.fromkeys(cell.place for cell in missing) if place not in references]
-    jobs = len(missing) + len(places)
-    workers = min(config.workers or cores(), jobs)
     failed: list[Done] = []
-    with _one_thread(), _progress() as progress, Crew(workers, functools.partial(_start, bench)) as crew:
-        bar = progress.add_task("references", total=jobs)
-        with references_file:
-            for done in crew.run(places):
-                progress.advance(bar)
-                if done.problem is None:
-                    references_file.append([done.value])
-                    references[done.job] = done.value
-                else:
-                    failed.append(done)
-        progress.update(bar, description="cells")
-        with rows_file:
-            for done in crew.run(cell for cell in missing if cell.place in references):
-                progress.advance(bar)
-                if done.problem is None:
-                    rows_file.append(_with_references(done.value, references[done.job.place]))
-                else:
-                    failed.append(done)
+    with _one_thread(), _progress() as progress:
+        bar = progress.add_task("lessons", total=len(missing) + len(places))
+        bench = replace(bench, lessons=_lessons(bench, config, missing))
+        with _crew(bench, config, len(missing) + len(places)) as crew:
+            progress.update(bar, description="references")
+            with references_file:
+                for done in crew.run(places):
+                    progress.advance(bar)
+                    if done.problem is None:
+                        references_file.append([done.value])
+                        references[done.job] = done.value
+                    else:
+                        failed.append(done)
+            progress.update(bar, description="cells")
+            with rows_file:
+                for done in crew.run(cell for cell in missing if cell.place in references):
+                    progress.advance(bar)
+                    if done.problem is None:
+                        rows_file.append(_with_references(done.value, references[done.job.place]))
+                    else:
+                        failed.append(done)
     if failed:
         raise CellsFailed(_complaint(failed, config))
+
+
+def _lessons(bench: Bench, config: BenchmarkConfig, missing: list[Cell]) -> dict[str, list[Any]]:
+    """Show training tasks to the arms that want to see some beforehand; what they took from them is kept."""
+    path = config.out / "lessons.json"
+    try:
+        known: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    arms = {name: find_arm(name).lessons for name in {cell.arm for cell in missing}}
+    wanted = [Lesson(arm=arm, index=i) for arm in sorted(arms) if arm not in known for i in range(arms[arm])]
+    if not wanted:
+        return known
+    with _crew(bench, config, len(wanted)) as crew:
+        done = list(crew.run(wanted))
+    failed = [one for one in done if one.problem is not None]
+    if failed:
+        raise CellsFailed(_complaint(failed, config))
+    values = {one.job: one.value for one in done}
+    for lesson in wanted:
+        known.setdefault(lesson.arm, []).append(values[lesson])
+    write_json(path, known)
+    return known
+
+
+def _crew(bench: Bench, config: BenchmarkConfig, jobs: int) -> Crew | RayCrew:
+    start = functools.partial(_start, bench)
+    if config.address is not None:
+        return RayCrew(config.workers, start, config.address)
+    return Crew(min(config.workers or cores(), jobs), start)
 
 
 def _start(bench: Bench) -> Callable[[Any], Any]:

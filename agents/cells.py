@@ -1,30 +1,34 @@
 """One cell of the benchmark: one arm on one task with one seed. Only here are hidden labels read."""
 
-import math
+import functools
 import re
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
-from lepton_rl.agents.arms import SingleArm, Trial, TunerArm, best_so_far, find_arm
+from lepton_rl.agents.arm import Database, Storage
+from lepton_rl.agents.arms import Arm, SingleArm, TunerArm, find_arm
 from lepton_rl.agents.arms.settings import cross_entropy_only
 from lepton_rl.agents.arms.source_only import ARM as SOURCE_ONLY
+from lepton_rl.agents.judge import judged, test_of, tuned
 from lepton_rl.controls import KEEP
-from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
-from lepton_rl.rollout import RunResult
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
 from lepton_rl.task import AdaptationTask, Regime
 
 SUPERVISED_STEPS = 160  # the upper bound trains for twice the task's budget, and at least for twice this many
 SUPERVISED_LEARNING_RATE = 2e-3
+TASKS_KEPT = 32  # per process; making one costs a fortieth of a run
+PATIENCE = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds to wait for a database that has gone away
 
 Row = dict[str, Any]
 
@@ -72,7 +76,25 @@ class Cell:
     def journal(self, folder: Path) -> Path:
         """Return the file in which a tuner keeps its state."""
         name = f"{self.arm}-{self.place.split}-{self.place.index:04d}-{self.place.seed}"
-        return folder / (re.sub(r"[^\w.-]", "_", name) + ".journal")
+        return folder / (re.sub(r"[^\w.-]", "_", name) + ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Lesson:
+    """A training task that an arm has to see beforehand.
+
+    Attributes:
+        arm: Name of the arm.
+        index: Number of the training task.
+    """
+
+    arm: str
+    index: int
+
+    @property
+    def place(self) -> Place:
+        """Where the task stands."""
+        return Place(split="train", index=self.index, seed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +108,8 @@ class Bench:
         runs: After how many runs of a tuner a row is made, ascending.
         policy: Name or path of the policy under test.
         journals: Folder of the tuners' states, or None.
+        database: URL of the tuners' states instead, and what their names begin with; or None.
+        lessons: What the arms that take lessons were given; those of an arm that is missing are taken here.
     """
 
     make_suite: Callable[[], Suite]
@@ -94,21 +118,41 @@ class Bench:
     runs: tuple[int, ...]
     policy: str
     journals: Path | None = None
+    database: tuple[str, str] | None = None
+    lessons: Mapping[str, list[Any]] = field(default_factory=dict)
 
-    def start(self) -> Callable[[Place | Cell], Any]:
-        """Return what does a job: the reference accuracies of a place, or the rows of a cell."""
+    def start(self) -> Callable[[Place | Cell | Lesson], Any]:
+        """Return what does a job: the reference accuracies of a place, the rows of a cell, or a lesson."""
         suite = self.make_suite()
 
-        def do(job: Place | Cell) -> Row | list[Row]:
+        @functools.lru_cache(maxsize=TASKS_KEPT)
+        def make(split: str, index: int) -> AdaptationTask:
+            return suite.task(split, index, self.regime)
+
+        def do(job: Place | Cell | Lesson) -> Any:  # noqa: ANN401
             place = job if isinstance(job, Place) else job.place
-            task = suite.task(place.split, place.index, self.regime)
-            return self.reference(place, task) if isinstance(job, Place) else self.rows(job, task)
+            task = make(place.split, place.index)
+            if isinstance(job, Place):
+                return self.reference(place, task)
+            before = _mark(task)
+            done = self.lesson(job, task) if isinstance(job, Lesson) else self.rows(job, task)
+            if _mark(task) != before:
+                make.cache_clear()
+                raise InputError(
+                    f"arm {job.arm!r} changed the task that all arms share: expected it as it was given; copy what is "
+                    "trained"
+                )
+            return done
 
         return do
 
+    def lesson(self, lesson: Lesson, task: AdaptationTask) -> Any:  # noqa: ANN401
+        """Show an arm a training task, of which it sees what it sees of any other."""
+        return find_arm(lesson.arm, self.policy).lesson(task.visible, lesson.place.lane_seed(self.seed))
+
     def reference(self, place: Place, task: AdaptationTask) -> Row:
         """Measure the two ends of the normalised score."""
-        test = _test_of(task)
+        test = test_of(task)
         seed = place.lane_seed(self.seed)
         return {
             **_where(place, task),
@@ -118,42 +162,62 @@ class Bench:
 
     def rows(self, cell: Cell, task: AdaptationTask) -> list[Row]:
         """Run the cell's arm; the two reference accuracies are filled in by who knows them."""
-        test = _test_of(task)
+        test_of(task)
         seed = cell.place.lane_seed(self.seed)
-        arm = find_arm(cell.arm, self.policy)
+        arm = self._arm(cell.arm)
         common = {**_where(cell.place, task), "arm": cell.arm}
         if isinstance(arm, TunerArm):
-            return [common | row for row in self._tune(arm, cell, task, seed, test)]
-        assert isinstance(arm, SingleArm)  # the registry takes no other
-        began = time.perf_counter()
-        result = arm.single(task.visible, seed)
-        seconds = time.perf_counter() - began
-        _check_budget(cell.arm, result.steps, task.visible.budget)
-        return [common | _measured(1, result.steps, seconds, result, result.accuracy(test))]
+            groups = [(number,) for number in self.runs] if arm.whole else [self.runs]
+            made = [row for runs in groups for row in self._patiently(arm, cell, task, seed, runs)]
+        else:
+            assert isinstance(arm, SingleArm)  # the registry takes no other
+            made = [judged(arm, task, seed)]
+        return [common | row for row in made]
 
-    def _tune(self, arm: TunerArm, cell: Cell, task: AdaptationTask, seed: int, test: Domain) -> list[Row]:
-        """Search; after every number of runs asked for, evaluate the trial that the visible score prefers."""
-        journal = None if self.journals is None else cell.journal(self.journals)
-        trials = arm.search(task.visible, seed, max(self.runs), journal)
-        best: Trial | None = None
-        judged: tuple[Trial, RunResult, float] | None = None  # each reported number is evaluated once
-        steps, seconds, rows = 0, 0.0, []
-        for number in range(1, max(self.runs) + 1):
-            began = time.perf_counter()
-            trial = next(trials, None)
-            if trial is None:
-                raise InputError(f"arm {arm.name!r} ended before run {number}: expected {max(self.runs)} runs")
-            # A trial remembered from before a restart took the time that it took then.
-            seconds += max(time.perf_counter() - began, trial.seconds)
-            steps += trial.steps
-            _check_budget(arm.name, steps, number * task.visible.budget)
-            best = best_so_far(best, trial)
-            if number in self.runs:
-                if judged is None or judged[0] is not best:
-                    result = best.result()
-                    judged = (best, result, result.accuracy(test))
-                rows.append(_measured(number, steps, seconds, judged[1], judged[2]))
-        return rows
+    def _arm(self, name: str) -> Arm:
+        arm = find_arm(name, self.policy)
+        if not arm.lessons:
+            return arm
+        if name not in self.lessons:
+            suite = self.make_suite()
+            wanted = [Lesson(arm=name, index=index) for index in range(arm.lessons)]
+            tasks = [suite.task("train", lesson.index, self.regime) for lesson in wanted]
+            return arm.taught([self.lesson(*pair) for pair in zip(wanted, tasks, strict=True)])
+        return arm.taught(self.lessons[name])
+
+    def _storage(self, cell: Cell) -> Storage | None:
+        if self.database is not None:
+            url, prefix = self.database
+            return Database(url=url, study=f"{prefix}-{cell.journal(Path()).stem}")
+        return None if self.journals is None else cell.journal(self.journals)
+
+    def _patiently(
+        self, arm: TunerArm, cell: Cell, task: AdaptationTask, seed: int, runs: tuple[int, ...]
+    ) -> list[Row]:
+        """Tune; when the database goes away, wait for it, and go on with what it holds then."""
+        for wait in PATIENCE:
+            try:
+                return tuned(arm, task, seed, runs, self._storage(cell))
+            except (SQLAlchemyError, StorageInternalError):
+                if self.database is None:
+                    raise
+                time.sleep(wait)
+        try:
+            return tuned(arm, task, seed, runs, self._storage(cell))
+        except (SQLAlchemyError, StorageInternalError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:120]
+            raise InputError(
+                f"the database of the tuners does not answer ({reason}): expected it back within "
+                f"{sum(PATIENCE):.0f} s; start it and give the same command, what is finished is kept"
+            ) from None
+
+
+def _mark(task: AdaptationTask) -> tuple[float, ...]:
+    """Return sums that change when a network or an image does."""
+    visible = task.visible
+    weights = [float(value.double().sum()) for value in visible.model.state_dict().values()]
+    domains = (visible.target_unlabelled, visible.target_support, visible.target_probe)
+    return (*weights, *(float(part.images.sum() + part.labels.sum()) for part in domains if part is not None))
 
 
 def _where(place: Place, task: AdaptationTask) -> Row:
@@ -164,31 +228,6 @@ def _where(place: Place, task: AdaptationTask) -> Row:
         "index": place.index,
         "seed": place.seed,
     }
-
-
-def _measured(runs: int, steps: int, seconds: float, result: RunResult, accuracy: float) -> Row:
-    return {
-        "runs": runs,
-        "steps": steps,
-        "seconds": round(seconds, 3),
-        "score": result.score if math.isfinite(result.score) else None,
-        "chosen": result.chosen,
-        "accuracy": accuracy,
-    }
-
-
-def _check_budget(arm: str, steps: int, allowed: int) -> None:
-    if steps > allowed:
-        raise InputError(
-            f"arm {arm!r} took {steps} gradient steps: expected at most its budget of {allowed}; mend the arm"
-        )
-
-
-def _test_of(task: AdaptationTask) -> Domain:
-    test = task.hidden.target_test
-    if test is None or len(test) == 0 or not test.has_labels:
-        raise InputError(f"task {task.name!r} has no labelled target_test: expected some to report accuracy; add them")
-    return test
 
 
 def supervised_accuracy(task: AdaptationTask, seed: int) -> float:
@@ -214,6 +253,6 @@ def supervised_accuracy(task: AdaptationTask, seed: int) -> float:
     run.start({0: (visible, seed, settings)})
     while not run.over[0]:
         run.step(torch.tensor([KEEP]))
-    test = _test_of(task)
+    test = test_of(task)
     logits = engine.predict(torch.from_numpy(np.ascontiguousarray(test.images))[None], "target")[1][0]
     return float((logits.argmax(1).cpu().numpy() == test.labels).mean())

@@ -53,7 +53,7 @@ class Crew:
         self._start = start
         self._size = workers
         self._workers: list[_Worker] = []
-        self._here = _Lazy(start)
+        self._here = Lazy(start)
 
     def __enter__(self) -> Self:
         """Start the processes."""
@@ -73,7 +73,7 @@ class Crew:
         if self._size > 1:
             yield from self._run_apart(deque(jobs))
         else:
-            yield from (_attempt(self._here, job) for job in jobs)
+            yield from (attempt(self._here, job) for job in jobs)
 
     def _run_apart(self, waiting: deque[Any]) -> Iterator[Done]:
         deaths: Counter[Any] = Counter()
@@ -164,7 +164,7 @@ class _Worker:
             self.process.join()
 
 
-class _Lazy:
+class Lazy:
     """Makes the handler when its first job arrives, so that a failure to make it is told like a job's."""
 
     def __init__(self, start: Callable[[], Handler]) -> None:
@@ -172,6 +172,7 @@ class _Lazy:
         self._handler: Handler | None = None
 
     def __call__(self, job: Any) -> Any:  # noqa: ANN401
+        """Do a job."""
         self._handler = self._handler or self._start()
         return self._handler(job)
 
@@ -180,10 +181,10 @@ def _work(connection: Connection, start: Callable[[], Handler]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
-    handler = _Lazy(start)
+    handler = Lazy(start)
     while True:
         try:
-            connection.send(_attempt(handler, connection.recv()))
+            connection.send(attempt(handler, connection.recv()))
         except (EOFError, OSError):  # the parent has gone, or wants this process to go
             return
 
@@ -196,7 +197,7 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _attempt(handler: Handler, job: Any) -> Done:  # noqa: ANN401
+def attempt(handler: Handler, job: Any) -> Done:  # noqa: ANN401
     """Do a job; one that fails takes no other with it."""
     try:
         return Done(job=job, value=handler(job))

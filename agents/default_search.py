@@ -95,9 +95,7 @@ def first_guesses() -> list[ControlSettings]:
     return guesses
 
 
-def _judge(
-    pool: Pool, settings: ControlSettings, tasks: int, trial: optuna.Trial
-) -> tuple[float, int, bool]:
+def _judge(pool: Pool, settings: ControlSettings, tasks: int, trial: optuna.Trial) -> tuple[float, int, bool]:
     """Return mean accuracy, tasks played, and whether the pruner stopped the trial."""
     scores: list[float] = []
     third = max(1, tasks // 3)

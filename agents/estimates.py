@@ -7,7 +7,7 @@ Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statisti
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +92,7 @@ def probability_of_improvement(
     ours, theirs = _by_task(_finite(left), left_tasks), _by_task(_finite(right), right_tasks)
     shared = sorted(set(ours) & set(theirs))
     if not shared:
-        raise InputError(
-            f"{len(ours)} and {len(theirs)} tasks have none in common: compare arms of one benchmark"
-        )
+        raise InputError(f"{len(ours)} and {len(theirs)} tasks have none in common: compare arms of one benchmark")
     return float(np.mean([_win_share(ours[task], theirs[task]) for task in shared]))
 
 
@@ -139,17 +137,24 @@ def bootstrap_interval(
 
 
 def runs_to_match(
-    reached: Mapping[object, Mapping[int, float]], goal: Mapping[object, float]
-) -> dict[str, float | int | None]:
+    reached: Mapping[object, Mapping[int, float]],
+    goal: Mapping[object, float],
+    *,
+    rng: np.random.Generator | None = None,
+    resamples: int = 1000,
+) -> dict[str, Any]:
     """Find how many runs of a tuner the median task needs to reach the goal.
 
     Args:
         reached: per task, the accuracy after each number of runs.
         goal: per task, the accuracy to reach: that of the policy's single run.
+        rng: where the draws of the interval come from; None = no interval.
+        resamples: how many bootstrap samples of the tasks.
 
     Returns:
         `median`: the smallest number of runs with which at least half of the tasks reach the goal, None when
-        they never do; `never`: the share of tasks that never do; `largest`: the most runs tried; `tasks`.
+        they never do; `never`: the share of tasks that never do; `largest`: the most runs tried; `tasks`; with
+        `rng` also `ci`, the 95 % percentile interval of the median, None at an end that is beyond `largest`.
     """
     shared = sorted(set(reached) & set(goal), key=str)
     needed = [min((k for k, a in reached[t].items() if a >= goal[t] - 1e-9), default=np.inf) for t in shared]
@@ -157,12 +162,31 @@ def runs_to_match(
         return {"median": None, "never": None, "largest": None, "tasks": 0}
     # The lower median is a number of runs that was tried, and never flatters the policy.
     middle = sorted(needed)[(len(needed) - 1) // 2]
-    return {
-        "median": None if np.isinf(middle) else int(middle),
+    found: dict[str, Any] = {
+        "median": _runs(middle),
         "never": float(np.mean(np.isinf(needed))),
         "largest": max(k for t in shared for k in reached[t]),
         "tasks": len(shared),
     }
+    if rng is not None:
+        found["ci"] = _median_interval(np.sort(np.array(needed, dtype=np.float64)), rng, resamples)
+    return found
+
+
+def _median_interval(needed: Scores, rng: np.random.Generator, resamples: int) -> list[int | None]:
+    """Resample the tasks; the lower median of a sample is the order statistic of its drawn ranks."""
+    size, per_chunk = needed.size, max(1, _CHUNK // needed.size)
+    middle = (size - 1) // 2
+    medians = []
+    for first in range(0, resamples, per_chunk):
+        ranks = rng.integers(0, size, (min(per_chunk, resamples - first), size))
+        medians.append(np.partition(ranks, middle, axis=1)[:, middle])
+    low, high = np.quantile(np.concatenate(medians), [0.025, 0.975], method="inverted_cdf")
+    return [_runs(needed[int(low)]), _runs(needed[int(high)])]
+
+
+def _runs(needed: float) -> int | None:
+    return None if np.isinf(needed) else int(needed)
 
 
 def _trimmed_means(values: Scores, ranks: Ranks, trim: float) -> Scores:
@@ -199,9 +223,7 @@ def _finite(scores: npt.ArrayLike) -> Scores:
     return values
 
 
-def _stratify(
-    values: Scores, strata: Sequence[object]
-) -> tuple[Scores, Ranks, Ranks, npt.NDArray[np.float32]]:
+def _stratify(values: Scores, strata: Sequence[object]) -> tuple[Scores, Ranks, Ranks, npt.NDArray[np.float32]]:
     """Sort values; give the rank of each, ordered by stratum, and the start and size of its stratum there."""
     if len(strata) != values.size:
         raise InputError(f"{len(strata)} strata for {values.size} scores: expected one stratum per score")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lepton_rl.agents.arms import TunerArm, closest, find_arm
 from lepton_rl.agents.cells import Cell, Place, Row
 from lepton_rl.agents.tuner import STARTUP_TRIALS, OptunaTuner
+from lepton_rl.datasets import OWN_SPLIT, splits_of
 from lepton_rl.errors import InputError
-from lepton_rl.suite import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,15 @@ class BenchmarkConfig:
     """Compare arms on tasks that no policy was trained on."""
 
     suite: str = "digits"
-    """Task suite."""
+    """Task suite: digits, data (with --data) or folders (with --source and --target)."""
+    data: Path | None = None
+    """Folder of the .npz files of the suite data; default LEPTON_DATA."""
+    source: Path | None = None
+    """Your own source images, one sub-folder per class, for the suite folders."""
+    target: Path | None = None
+    """Your own target images, one sub-folder per class, for the suite folders."""
+    size: int = 16
+    """Side in pixels to which images of data (16 or 28) or folders are brought."""
     arms: tuple[str, ...] = (
         "source-only",
         "linear-probe",
@@ -31,7 +39,7 @@ class BenchmarkConfig:
     runs: tuple[int, ...] = (1, 2, 4, 8)
     """After how many runs a tuner is measured; other arms run once."""
     splits: tuple[str, ...] = ("held-out-tasks", "held-out-shifts")
-    """Parts of the suite, reported apart."""
+    """Parts of the suite, reported apart; the suite folders has one, own, and it is always taken."""
     tasks: int = 5
     """Tasks of each split."""
     seeds: int = 2
@@ -46,6 +54,14 @@ class BenchmarkConfig:
     """Folder for manifest.json, rows.jsonl, summary.json and report.html; what was killed goes on there."""
     seed: int = 0
     """Seed of all batches and searches."""
+    storage: str | None = None
+    """Database of the tuners' studies, for example postgresql+psycopg://user@host/name; default files in --out."""
+    address: str | None = None
+    """Ray cluster to work on, for example host:6379, auto or local; default processes of this machine."""
+    submit: Path | None = None
+    """Write the finished benchmark into this one file, for others to check."""
+    verify: Path | None = None
+    """Check such a file instead: make a sample of its cells again in --out and compare."""
 
 
 def plan(config: BenchmarkConfig) -> list[Cell]:
@@ -57,12 +73,13 @@ def plan(config: BenchmarkConfig) -> list[Cell]:
     _check(config)
     arms = {name: find_arm(name) for name in config.arms}
     for name, arm in arms.items():
+        arm.check()
         if arm.needs_policy:
             find_arm(name, config.policy)  # a missing policy is told before any work is done
     order = sorted(arms, key=lambda name: not isinstance(arms[name], TunerArm))
     places = [
         Place(split=split, index=index, seed=seed)
-        for split in config.splits
+        for split in splits(config)
         for index in range(config.tasks)
         for seed in range(config.seeds)
     ]
@@ -84,9 +101,15 @@ def _check(config: BenchmarkConfig) -> None:
             raise InputError(f"{name} {getattr(config, name)} is negative: expected 0 or more; mend --{name}")
     if config.regime not in ("both", "few-label", "label-free"):
         raise InputError(f"regime {config.regime!r} is unknown: expected both, few-label or label-free")
-    for split in config.splits:
-        if split not in SPLITS:
-            raise InputError(f"split {split!r} is unknown: {closest(split, list(SPLITS))}")
+    known = splits_of(config.suite)
+    for split in splits(config):
+        if split not in known:
+            raise InputError(f"split {split!r} is unknown: {closest(split, list(known))}")
+
+
+def splits(config: BenchmarkConfig) -> tuple[str, ...]:
+    """Return the splits that are compared on."""
+    return (OWN_SPLIT,) if config.suite == "folders" else config.splits
 
 
 def place_of(row: Row) -> Place:
@@ -129,9 +152,10 @@ def finished(rows: Iterable[Row], cells: Iterable[Cell], config: BenchmarkConfig
 def described(config: BenchmarkConfig) -> dict[str, Any]:
     """Return what the manifest says about the arms."""
     arms = {name: find_arm(name) for name in config.arms}
+    told = {name: arm.describe() for name, arm in arms.items()}
     return {
         "sources": {name: arm.source for name, arm in arms.items()},
-        "tuners": {name: arm.describe() for name, arm in arms.items() if isinstance(arm, OptunaTuner)},
+        "tuners": {name: about for name, about in told.items() if about},
         "paired": "per task and seed all arms and all trials of a tuner share weights, splits and batches",
         "notes": notes(config),
     }
@@ -140,10 +164,11 @@ def described(config: BenchmarkConfig) -> dict[str, Any]:
 def notes(config: BenchmarkConfig) -> list[str]:
     """Return what a reader of the summary must know."""
     early = ", ".join(str(runs) for runs in sorted(config.runs) if runs <= STARTUP_TRIALS)
+    arms = [arm for arm in map(find_arm, config.arms) if isinstance(arm, OptunaTuner)]
     found = []
-    for name in config.arms:
-        arm = find_arm(name)
-        if early and isinstance(arm, OptunaTuner) and arm.sampler == "tpe":
-            said = f"random start-up, as TPE draws its first {STARTUP_TRIALS} trials at random"
-            found.append(f"{name} with {early} runs is {said}")
+    for sampler, called in (("tpe", "TPE"), ("gp", "GP")):
+        names = [arm.name for arm in arms if arm.sampler == sampler]
+        if early and names:
+            said = f"random start-up, as {called} draws its first {STARTUP_TRIALS} trials at random"
+            found.append(f"{', '.join(names)} with {early} runs {'is' if len(names) == 1 else 'are'} {said}")
     return found

@@ -3,23 +3,25 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lepton_rl.artifact import SHIPPED, TUNED_DEFAULT, shipped_policy_path
 from lepton_rl.cache import write_atomically
-from lepton_rl.controls import tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions
 
 Row = dict[str, Any]
-FORMAT = 1  # raise when the meaning of a row changes, so that old rows are not mixed with new ones
+FORMAT = 2  # raise when the meaning of a row changes, so that old rows are not mixed with new ones
+SYNC_SECONDS = 1.0  # waiting for the disk after every cell would cost thousands of quick ones half of their time
 
 
 class RowFile:
-    """A JSONL file that grows by whole lines; each is on the disk before the next cell starts.
+    """A JSONL file that grows by whole lines.
 
     Use it as a context manager: the file stays open for appending.
 
@@ -47,7 +49,7 @@ class RowFile:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError("no object")
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InputError(
                     f"{self.path}, line {number} is damaged ({line[:40]!r}): expected one JSON object; "
                     "remove that line to have its cell made again"
@@ -62,26 +64,33 @@ class RowFile:
     def __enter__(self) -> Self:
         """Open for appending."""
         self._file = self.path.open("ab")
+        self._synced = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
+        self._sync()
         self._file.close()
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows of one cell and wait until they are on the disk."""
+        """Add the rows of one cell: they outlive this process at once, and a power cut within a second."""
         self._file.write(b"".join(map(_line, rows)))
         self._file.flush()
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._sync()
+
+    def _sync(self) -> None:
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
 
 def _line(row: Row) -> bytes:
     return json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
-def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None) -> dict[str, Any]:
+def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None, data: str | None = None) -> dict[str, Any]:
     """Return what every row of a file must have in common; arms, tasks, seeds and runs may be added to it.
 
     Args:
@@ -89,6 +98,7 @@ def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None) -> di
         regime: Label regime asked for.
         seed: Of the benchmark.
         policy: Name or path of the policy under test; None if no arm runs it.
+        data: Hash of the suite's files; None if it has none.
     """
     found = versions()
     return {
@@ -97,9 +107,24 @@ def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None) -> di
         "regime": regime,
         "seed": seed,
         "policy": None if policy is None else _policy_hash(policy),
-        "tuned default": hashlib.sha256(tuned_default().to_json().encode()).hexdigest()[:16],
+        "data": data,
+        "defaults": _defaults_hash(),
         **{name: found.get(name) for name in ("lepton_rl", "torch", "numpy", "optuna")},
     }
+
+
+def _defaults_hash() -> str:
+    """Return a hash of what was found over the training tasks: arms start from it, or play it."""
+    digest = hashlib.sha256()
+    for file in sorted(resources.files("lepton_rl").joinpath("defaults").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".json"):
+            digest.update(file.name.encode() + json.dumps(_found(file.read_bytes()), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _found(content: bytes) -> dict[str, Any]:
+    found = json.loads(content)
+    return {key: found.get(key) for key in ("settings", "actions")}
 
 
 def _policy_hash(policy: str) -> str:
@@ -127,7 +152,7 @@ def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         theirs = content["fingerprint"]
         differing = [key for key in mine if theirs[key] != mine[key]]
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         raise InputError(
             f"{manifest} is not a benchmark's: expected a fingerprint of its rows; choose another --out"
         ) from None

@@ -34,7 +34,9 @@ class SB3VecEnv(VecEnv):
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
-            raise InputError(f"autoreset mode {mode} is not understood by SB3: expected SAME_STEP; make the env with it")
+            raise InputError(
+                f"autoreset mode {mode} is not understood by SB3: expected SAME_STEP; make the env with it"
+            )
         self.env = env
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

@@ -1,5 +1,6 @@
 """Turn the raw rows of a benchmark into the summary that is printed, saved and reported."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,6 +52,9 @@ FIELDS = (
 HARM = 0.01
 """An arm harmed a cell when its accuracy is more than this below source-only."""
 
+THRESHOLDS = tuple(round(-0.2 + 0.05 * step, 2) for step in range(29))
+"""Scores at which performance profiles are drawn, -0.2 to 1.2."""
+
 Row = Mapping[str, object]
 Summary = dict[str, object]
 
@@ -69,8 +73,8 @@ def summarise(rows: Sequence[Row], *, goal: str = "policy", resamples: int = 100
 
     Returns:
         `arms` (per arm, at its largest number of runs, and `by_runs`), `runs_to_match`, `negative_transfer`,
-        `improvement` (probability that `goal` beats the arm), `cells`, `left_out`, and `groups`: the same for
-        every regime and split.
+        `improvement` (probability that `goal` beats the arm), `profiles`, `cells`, `left_out`, and `groups`: the
+        same for every regime and split.
 
     Raises:
         InputError: when there are no rows, a field is missing, or a value is not a finite number.
@@ -101,9 +105,10 @@ def _summarise(rows: Sequence[Row], goal: str, resamples: int, seed: int) -> Sum
     one_per_cell = list({_cell(row): row for row in rows}.values())
     return {
         "arms": arms,
-        "runs_to_match": _match(by_arm, goal),
+        "runs_to_match": _match(by_arm, goal, resamples, seed),
         "negative_transfer": {arm: entry["negative_transfer"] for arm, entry in arms.items()},
         "improvement": _improvement(by_arm, goal),
+        "profiles": _profiles(by_arm),
         "cells": len(one_per_cell),
         "left_out": int(np.isnan(_scores(one_per_cell)).sum()),
     }
@@ -137,7 +142,7 @@ def _cell_summary(rows: Sequence[Row], resamples: int, rng: np.random.Generator)
     return summary
 
 
-def _match(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -> Summary:
+def _match(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str, resamples: int, seed: int) -> Summary:
     """Compare every arm of several runs to the single run of the goal, on each task's mean over its seeds."""
     if goal not in by_arm:
         return {}
@@ -150,8 +155,19 @@ def _match(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -> Summ
         for runs, rows in by_runs.items():
             for task, accuracy in _mean_by_task(rows).items():
                 reached.setdefault(task, {})[runs] = accuracy
-        matched[arm] = runs_to_match(reached, target)
+        rng = np.random.default_rng([seed, zlib.crc32(arm.encode())])
+        matched[arm] = runs_to_match(reached, target, rng=rng, resamples=resamples)
     return matched
+
+
+def _profiles(by_arm: Mapping[str, Mapping[int, Sequence[Row]]]) -> Summary:
+    """Give the share of cells whose score is above each threshold, of every arm at its largest number of runs."""
+    shares = {}
+    for arm, by_runs in by_arm.items():
+        scores = _scores(by_runs[max(by_runs)])
+        if not np.isnan(scores).all():
+            shares[arm] = [float(share) for share in performance_profile(scores[~np.isnan(scores)], THRESHOLDS)]
+    return {"thresholds": list(THRESHOLDS), "arms": shares}
 
 
 def _improvement(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -> Summary:
@@ -178,9 +194,7 @@ def _mean_by_task(rows: Sequence[Row]) -> dict[object, float]:
 
 
 def _scores(rows: Sequence[Row]) -> Scores:
-    return normalised_score(
-        _column(rows, "accuracy"), _column(rows, "source_only"), _column(rows, "supervised")
-    )
+    return normalised_score(_column(rows, "accuracy"), _column(rows, "source_only"), _column(rows, "supervised"))
 
 
 def _column(rows: Sequence[Row], field: str) -> Scores:
@@ -215,12 +229,8 @@ def _number(row: Row, field: str) -> float:
 
 def _check(rows: Sequence[Row]) -> None:
     if not rows:
-        raise InputError(
-            "0 benchmark rows, expected at least one: run the benchmark with one arm, task and seed"
-        )
+        raise InputError("0 benchmark rows, expected at least one: run the benchmark with one arm, task and seed")
     for number, row in enumerate(rows, start=1):
         missing = [field for field in FIELDS if field not in row]
         if missing:
-            raise InputError(
-                f"row {number} has no field {missing[0]!r}, expected {', '.join(FIELDS)}: run it again"
-            )
+            raise InputError(f"row {number} has no field {missing[0]!r}, expected {', '.join(FIELDS)}: run it again")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lepton_rl.errors import InputError
+from lepton_rl.lock import LOCK, locked
+from lepton_rl.stopping import stop_on_signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +75,22 @@ def train(config: TrainConfig, progress: bool = True) -> Path:
     """Train, and return the path of the policy file.
 
     Writes into `config.out`: `policy.safetensors` (the best by validation), `log.csv` (a row per rollout),
-    `checkpoint.safetensors` (to go on from), `manifest.json`, and TensorBoard events when TensorBoard is installed.
+    `checkpoint.safetensors` and the one before it (to go on from), `manifest.json`, and TensorBoard events when
+    TensorBoard is installed.
 
     Raises:
-        InputError: If the folder holds a training with other arguments.
+        InputError: If the folder holds a training with other arguments, or another process trains there.
+        Stopped: If SIGTERM or SIGUSR2 came; the rollout at hand was finished and saved.
+        WorkerDied: If worker processes died again and again; what came before is saved.
     """
-    from lepton_rl.agents.training import Training
+    with locked(config.out / LOCK, config.out), stop_on_signals() as stop:
+        from lepton_rl.agents.training import Training
 
-    training = Training(config)
-    try:
-        training.run(_bar(config.rollouts) if progress else lambda done, row: None)
-    finally:
-        training.close()
+        training = Training(config, say=lambda line: print(f"lepton: {line}", file=sys.stderr))
+        try:
+            training.run(_bar(config.rollouts) if progress else lambda done, row: None, stop)
+        finally:
+            training.close()
     return config.out / "policy.safetensors"
 
 
@@ -119,4 +125,3 @@ def _bar(total: int) -> Callable[[int, dict[str, Any]], None]:
             bar.stop()
 
     return show
-

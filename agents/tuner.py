@@ -1,155 +1,189 @@
-"""Optuna as a tuner of the knobs that the policy moves: ask and tell, with a journal that outlives a kill."""
+"""Optuna as a tuner of the knobs that the policy moves: ask and tell, and a memory that outlives a kill."""
 
 import functools
-import json
-import logging
+import itertools
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
 
-from lepton_rl.agents.arm import Trial, TunerArm
-from lepton_rl.agents.search_space import parameters_of, suggest
-from lepton_rl.controls import ControlSettings, tuned_default
-from lepton_rl.objective import NEEDS_SOURCE
-from lepton_rl.policy import KeepPolicy
-from lepton_rl.rollout import RunResult, rollout
+from lepton_rl.agents.arm import Storage, Trial, TunerArm, best_so_far
+from lepton_rl.agents.book import Book, open_book
+from lepton_rl.agents.search_space import Space
+from lepton_rl.controls import tuned_default
+from lepton_rl.meter import measuring
+from lepton_rl.policy import Policy
+from lepton_rl.rollout import Row, RunResult, rollout
+from lepton_rl.run import decisions_of
 from lepton_rl.task import VisibleTask
 
 STARTUP_TRIALS = 10
-TPE_OPTIONS = {
-    "multivariate": True,
-    "group": True,  # loss weights exist only while their term is on
-    "constant_liar": False,  # one trial at a time: nothing to lie about
-    "n_startup_trials": STARTUP_TRIALS,
-    "n_ei_candidates": 24,
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpe": {
+        "multivariate": True,
+        "group": True,  # loss weights exist only while their term is on
+        "constant_liar": False,  # one trial at a time: nothing to lie about
+        "n_startup_trials": STARTUP_TRIALS,
+        "n_ei_candidates": 24,
+    },
+    "random": {},
+    "gp": {"n_startup_trials": STARTUP_TRIALS, "deterministic_objective": True},  # equal settings, equal results
 }
-WORST_SCORE = -1.0  # below every visible score; for a run whose score is no number
+SAMPLERS = {
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+    "gp": optuna.samplers.GPSampler,
+}
+WORST_SCORE = -1.0  # below every visible score; for a run whose score is no number, and for a pruned one
+
+
+class _Pruned(Exception):
+    """A run that the pruner ended."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.steps = steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptunaTuner(TunerArm):
-    """Search the settings of a run with Optuna, by the same visible score that the guard uses.
+    """Search what a run starts with, by the same visible score that the guard uses.
 
     Attributes:
-        sampler: `tpe` or `random`.
+        sampler: `tpe`, `random` or `gp`.
         warm: Whether the first trial is the tuned default.
+        schedule: Whether one later change is searched as well.
+        hyperband: Whether poor trials are pruned at their decisions; the steps that this saves go into more
+            trials, so that k runs stay k budgets of gradient steps.
     """
 
-    sampler: Literal["tpe", "random"]
+    sampler: Literal["tpe", "random", "gp"]
     warm: bool = False
+    schedule: bool = False
+    hyperband: bool = False
 
-    def search(self, task: VisibleTask, seed: int, runs: int, storage: Path | None = None) -> Iterator[Trial]:
+    def search(self, task: VisibleTask, seed: int, runs: int, storage: Storage | None = None) -> Iterator[Trial]:
         """Run trials; those that the storage has finished already are not run again."""
-        study = self._study(storage)
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        for trial in finished[:runs]:
-            yield _remembered(trial, task, seed)
-        for number in range(len(finished), runs):
+        space = Space.of(task, schedule=self.schedule, flat=self.sampler == "gp")
+        trials = self._trials(task, seed, space, open_book(storage, space))
+        if not self.hyperband:
+            yield from itertools.islice(trials, runs)
+            return
+        spent = 0
+        for number in range(runs):
+            group = []
+            while spent <= number * task.budget:  # there is room for a whole run
+                group.append(next(trials))
+                spent += max(1, group[-1].steps)
+            yield _joined(group)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        return {
+            "sampler": SAMPLERS[self.sampler].__name__,
+            "options": OPTIONS[self.sampler],
+            "pruner": "HyperbandPruner over decisions, reduction factor 3" if self.hyperband else "none",
+            "space": "settings and one later change" if self.schedule else "settings",
+            "start": "tuned default" if self.warm else "cold",
+            "optuna": optuna.__version__,
+        }
+
+    def _trials(self, task: VisibleTask, seed: int, space: Space, book: Book) -> Iterator[Trial]:
+        finished = book.finished()
+        for kept in finished:
+            yield _remembered(kept, space, task, seed)
+        study = book.study
+        for number in itertools.count(len(finished)):
             began = time.perf_counter()
             # A sampler per trial: what trial k draws depends on the seed, k and the trials before it, not on
             # whether the process was killed in between.
             study.sampler = self._make_sampler(seed, number)
-            if self.warm and number == 0 and not study.get_trials(states=(TrialState.WAITING,)):
-                study.enqueue_trial(parameters_of(_usable(tuned_default(), task)))
+            study.pruner = self._make_pruner(task)
+            if self.warm and number == 0:
+                study.enqueue_trial(space.parameters(tuned_default()))
             asked = study.ask()
-            settings = _suggest(asked, task)
-            asked.set_user_attr("settings", settings.to_json())
-            result = rollout(task, KeepPolicy(settings=settings), seed=seed)
-            score = float(np.nan_to_num(result.score, nan=WORST_SCORE, neginf=WORST_SCORE))
+            policy = space.policy(asked)
+            with measuring() as meter:
+                result, steps = self._run(asked, task, policy, seed)
             seconds = time.perf_counter() - began
-            asked.set_user_attr("run", {"steps": result.steps, "seconds": seconds})
-            study.tell(asked, score)
-            kept = functools.partial(_same, result)
-            yield Trial(score=score, steps=result.steps, seconds=seconds, settings=settings, result=kept)
+            score = None if result is None else _finite(result.score)
+            book.tell(asked, score, {"steps": steps, "seconds": round(seconds, 4), "images": meter.images})
+            yield Trial(
+                score=WORST_SCORE if score is None else score,
+                steps=steps,
+                seconds=time.perf_counter() - began,
+                settings=policy.settings,
+                result=functools.partial(_same, result) if result else _gone,
+            )
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the manifest records."""
-        options = TPE_OPTIONS if self.sampler == "tpe" else {}
-        name = {"tpe": "TPESampler", "random": "RandomSampler"}[self.sampler]
-        start = "tuned default" if self.warm else "cold"
-        return {
-            "sampler": name,
-            "options": options,
-            "pruner": "none",
-            "start": start,
-            "optuna": optuna.__version__,
-        }
+    def _run(self, trial: optuna.Trial, task: VisibleTask, policy: Policy, seed: int) -> tuple[RunResult | None, int]:
+        """Return the run, None when it was pruned, and its gradient steps."""
+        if not self.hyperband:
+            result = rollout(task, policy, seed=seed)
+            return result, result.steps
+        decisions = decisions_of(task.budget)
 
-    def _study(self, storage: Path | None) -> optuna.Study:
-        optuna.logging.set_verbosity(logging.WARNING)
-        study = optuna.create_study(
-            study_name="cell", direction="maximize", storage=_journal(storage), load_if_exists=True
-        )
-        # Ask and tell has no heartbeat: what a killed process left running is failed here, and asked for
-        # again. One that was killed while its settings were being drawn is drawn again, to the same ones.
-        for stale in study.get_trials(states=(TrialState.RUNNING,)):
-            study.tell(stale.number, state=TrialState.FAIL)
-            if "settings" in stale.user_attrs:
-                study.enqueue_trial(stale.params)
-        return study
+        def watch(row: Row) -> None:
+            if 0 < row["decision"] < decisions:
+                trial.report(_finite(row["score"]), row["decision"])
+                if trial.should_prune():
+                    raise _Pruned(row["step"])
+
+        try:
+            result = rollout(task, policy, seed=seed, callback=watch)
+        except _Pruned as pruned:
+            return None, pruned.steps
+        return result, result.steps
 
     def _make_sampler(self, seed: int, number: int) -> optuna.samplers.BaseSampler:
         words = np.random.SeedSequence((seed, number, zlib.crc32(self.sampler.encode()))).generate_state(1)
-        if self.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=int(words[0]))
-        with warnings.catch_warnings():  # `group` and `multivariate` are marked experimental
+        with warnings.catch_warnings():  # `group`, `multivariate` and Gaussian processes are marked experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=int(words[0]), **cast(Any, TPE_OPTIONS))
+            make = cast(Any, SAMPLERS[self.sampler])
+            return cast(optuna.samplers.BaseSampler, make(seed=int(words[0]), **OPTIONS[self.sampler]))
+
+    def _make_pruner(self, task: VisibleTask) -> optuna.pruners.BasePruner:
+        if not self.hyperband:
+            return optuna.pruners.NopPruner()
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=decisions_of(task.budget))
 
 
-class _WithoutSource:
-    """A trial in which the loss terms that need source data are off and never asked for."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self._trial = trial
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._trial, name)
-
-    def suggest_categorical(self, name: str, choices: list[bool]) -> bool:
-        if name.removesuffix("_on") in NEEDS_SOURCE:
-            return False
-        return self._trial.suggest_categorical(name, choices)
+def _finite(score: float) -> float:
+    return float(np.nan_to_num(score, nan=WORST_SCORE, neginf=WORST_SCORE))
 
 
-def _suggest(trial: optuna.Trial, task: VisibleTask) -> ControlSettings:
-    """Draw settings; without source data a tuner wastes no trial on weights that do nothing."""
-    return suggest(cast(optuna.Trial, _WithoutSource(trial)) if task.source_free else trial)
-
-
-def _usable(settings: ControlSettings, task: VisibleTask) -> ControlSettings:
-    if not task.source_free:
-        return settings
-    weights = settings.weights | dict.fromkeys(NEEDS_SOURCE, 0.0)
-    return ControlSettings(
-        learning_rate=settings.learning_rate,
-        unfrozen_stages=settings.unfrozen_stages,
-        weights=weights,
-        augmentation=settings.augmentation,
+def _joined(group: Sequence[Trial]) -> Trial:
+    """Return several trials as what one run's budget gave."""
+    best = functools.reduce(best_so_far, group[1:], group[0])
+    return Trial(
+        score=best.score,
+        steps=sum(trial.steps for trial in group),
+        seconds=sum(trial.seconds for trial in group),
+        settings=best.settings,
+        result=best.result,
+        remembered=sum(trial.remembered for trial in group),
+        remembered_images=sum(trial.remembered_images for trial in group),
     )
 
 
-def _remembered(trial: optuna.trial.FrozenTrial, task: VisibleTask, seed: int) -> Trial:
+def _remembered(trial: optuna.trial.FrozenTrial, space: Space, task: VisibleTask, seed: int) -> Trial:
     """Return a trial finished before a restart; its weights are made again if it is the best."""
     run = trial.user_attrs["run"]
-    settings = ControlSettings.from_json(trial.user_attrs["settings"])
-    again = functools.partial(rollout, task, KeepPolicy(settings=settings), seed=seed)
+    policy = space.policy(optuna.trial.FixedTrial(trial.params))
+    pruned = trial.state == optuna.trial.TrialState.PRUNED
     return Trial(
-        score=float(cast(float, trial.value)),
+        score=WORST_SCORE if pruned else float(cast(float, trial.value)),
         steps=int(run["steps"]),
         seconds=float(run["seconds"]),
-        settings=settings,
-        result=functools.cache(again),
+        settings=policy.settings,
+        result=_gone if pruned else functools.cache(functools.partial(rollout, task, policy, seed=seed)),
+        remembered=int(run["steps"]),
+        remembered_images=int(run["images"]),
     )
 
 
@@ -157,32 +191,5 @@ def _same(result: RunResult) -> RunResult:
     return result
 
 
-def _journal(storage: Path | None) -> JournalStorage | None:
-    if storage is None:
-        return None
-    storage.parent.mkdir(parents=True, exist_ok=True)
-    _drop_cut_line(storage)
-    return JournalStorage(JournalFileBackend(str(storage), JournalFileOpenLock(str(storage))))
-
-
-def _drop_cut_line(journal: Path) -> None:
-    """Repair a journal whose writer was killed: drop a last line without its end, and the lock."""
-    for lock in journal.parent.glob(f"{journal.name}.lock*"):
-        lock.unlink()  # a cell's journal has one writer at a time: this process
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines(keepends=True)
-    while lines and not _is_json(lines[-1]):
-        lines.pop()
-    if b"".join(lines) != content:
-        journal.write_bytes(b"".join(lines))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _gone() -> NoReturn:
+    raise RuntimeError("a pruned run has no weights: it scores below every other and is never chosen")

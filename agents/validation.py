@@ -1,10 +1,11 @@
 """How well a policy does on validation tasks, for choosing among policies in training."""
 
-import multiprocessing
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from lepton_rl.agents.crew import Crew
 from lepton_rl.envs.session import SessionConfig, eval_accuracy
 from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
@@ -14,13 +15,24 @@ from lepton_rl.suite import TaskSuite
 _suites: dict[str, TaskSuite] = {}
 
 
-def greedy_accuracies(policy: Policy, *, suite: str, tasks: int, workers: int, split: str = "validation") -> list[float]:
+def greedy_accuracies(
+    policy: Policy, *, suite: str, tasks: int, workers: int, split: str = "validation"
+) -> list[float]:
     """Play each task once and return the final accuracy on target_eval, 0..1 per task."""
     play = partial(_accuracy, policy, suite, split)
     if workers == 1:
         return [play(index) for index in range(tasks)]
-    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        return pool.map(play, range(tasks), chunksize=1)
+    found: dict[int, float] = {}
+    with Crew(workers, partial(_same, play)) as crew:  # a worker that dies costs one task a second try
+        for done in crew.run(range(tasks)):
+            if done.problem is not None:
+                raise RuntimeError(f"validation task {done.job} failed: {done.problem}")
+            found[done.job] = done.value
+    return [found[index] for index in range(tasks)]
+
+
+def _same(play: Callable[[int], float]) -> Callable[[int], float]:
+    return play
 
 
 def _accuracy(policy: Policy, suite: str, split: str, index: int) -> float:

@@ -1,6 +1,8 @@
 """A vector environment whose lanes are dealt onto worker processes, for machines without a GPU."""
 
 import multiprocessing
+import os
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +15,11 @@ from lepton_rl.agents.sb3_vec_env import lane_info
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.envs.vector import FineTuneVectorEnv
 from lepton_rl.models import TRAIN_ARCHITECTURES
+from lepton_rl.stopping import Unfinished, signals_held_back
+
+
+class WorkerDied(Unfinished):
+    """A worker process ended, for example for want of memory."""
 
 
 class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -51,7 +58,11 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             kinds = tuple(architectures[lane % len(architectures)] for lane in lanes)
             made = {"num_envs": len(lanes), "architectures": kinds, **arguments}
             process = context.Process(target=_serve, args=(theirs, made), daemon=True)
-            process.start()
+            if os.name == "posix":
+                resource_tracker.ensure_running()  # starting it would let the signals through again
+            # What ends the training must not end its workers first: they leave when the pipe closes.
+            with signals_held_back():
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -68,9 +79,7 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             observations[lanes] = seen
         return observations, self._merge([infos for _, infos in answers])
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every lane, the workers at the same time."""
         answers = self._ask("step", [np.asarray(actions)[lanes] for lanes in self._lanes])
         observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
@@ -81,19 +90,24 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return observations, rewards, terminated, truncated, self._merge([answer[-1] for answer in answers])
 
     def _ask(self, what: str, arguments: list[Any]) -> list[Any]:
-        for pipe, argument in zip(self._pipes, arguments, strict=True):
-            pipe.send((what, argument))
         answers = []
-        for number, pipe in enumerate(self._pipes):
-            try:
-                answer = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                self.close()
-                raise RuntimeError(f"worker {number} died while it was asked to {what}; run the command again") from None
+        asked = 0
+        try:
+            for pipe, argument in zip(self._pipes, arguments, strict=True):
+                pipe.send((what, argument))
+                asked += 1
+            for pipe in self._pipes:
+                answers.append(pipe.recv())
+        except (EOFError, OSError):
+            number = len(answers) if asked == len(self._pipes) else asked
+            self._processes[number].join(timeout=2)
+            code = self._processes[number].exitcode
+            self.close()
+            raise WorkerDied(f"worker {number} died (exit code {code}) while it was asked to {what}") from None
+        for answer in answers:
             if isinstance(answer, Exception):
                 self.close()
                 raise answer
-            answers.append(answer)
         return answers
 
     def _merge(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,8 +124,9 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             pipe.close()
         for process in self._processes:
             process.join(timeout=2)
-            if process.is_alive():
-                process.terminate()
+            if process.is_alive():  # in the middle of a step, and deaf to SIGTERM
+                process.kill()
+                process.join()
 
 
 def _serve(pipe: Connection, made: dict[str, Any]) -> None:
@@ -126,4 +141,7 @@ def _serve(pipe: Connection, made: dict[str, Any]) -> None:
             answer: Any = env.reset(seed=argument) if what == "reset" else env.step(argument)
         except Exception as error:  # the parent raises it; a worker that died silently would hang the training
             answer = error
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the parent has gone
+            return

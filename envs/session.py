@@ -4,7 +4,7 @@ The scalar environment is a session of one lane and the vector environment one o
 dynamics. This is the only place outside of reports that reads `target_eval`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,14 @@ class SessionConfig:
 
 @dataclass
 class _Lane:
-    """One lane's episode."""
+    """One lane's episode; task, seed and actions are enough to play it again."""
 
     task: AdaptationTask
+    seed: int
     default: list[float]
     accuracy: float
     decision: int = 0
+    actions: list[np.ndarray] = field(default_factory=list)
 
 
 class DefaultRuns:
@@ -155,12 +157,13 @@ class Session:
         Returns:
             Observations of all lanes, float32 `[lanes, signals]`, and one info per lane.
         """
+        self._catch_up()
         drawn = {lane: self._draw(rng) for lane, rng in rngs.items()}
         run = self._ready(drawn)
         observation = run.start({lane: (task.visible, seed, self.settings) for lane, (task, seed) in drawn.items()})
         for lane, (task, seed) in drawn.items():
             default = self.defaults.accuracies(task, seed)
-            self._lanes[lane] = _Lane(task=task, default=default, accuracy=default[0])
+            self._lanes[lane] = _Lane(task=task, seed=seed, default=default, accuracy=default[0])
         return _array(observation), [self._info(lane, 0) for lane in range(self.lanes)]
 
     def _draw(self, rng: np.random.Generator) -> tuple[AdaptationTask, int]:
@@ -181,8 +184,50 @@ class Session:
                 else SoloEngine(example, device=self.config.device)
             )
             self._run = AdaptationRun(engine)
-            self._lanes = [_Lane(task=drawn[lane][0], default=[0.0], accuracy=0.0) for lane in range(self.lanes)]
+            if not self._lanes:
+                self._lanes = [
+                    _Lane(task=drawn[lane][0], seed=drawn[lane][1], default=[0.0], accuracy=0.0)
+                    for lane in range(self.lanes)
+                ]
         return self._run
+
+    def halves(self) -> list[tuple["Session", list[int]]]:
+        """Give the lanes to two sessions, each with its lane numbers here; this one lets go of its memory."""
+        self._run = None
+        parts = [list(range(self.lanes // 2)), list(range(self.lanes // 2, self.lanes))]
+        found = []
+        for part in parts:
+            half = Session(
+                self.config,
+                lanes=len(part),
+                fleet=self.fleet,
+                architecture=self.architecture,
+                suite=self.suite,
+                defaults=self.defaults,
+            )
+            half._lanes = [self._lanes[lane] for lane in part] if self._lanes else []
+            found.append((half, part))
+        return found
+
+    def _catch_up(self) -> None:
+        """Play the episodes of another session's lanes again, up to where they were: all draws are theirs."""
+        if self._run is not None or not self._lanes:
+            return
+        begun = {k: (lane.task, lane.seed) for k, lane in enumerate(self._lanes)}
+        run = self._ready(begun)
+        run.start({k: (task.visible, seed, self.settings) for k, (task, seed) in begun.items()})
+        longest = max(len(lane.actions) for lane in self._lanes)
+        for t in range(longest):
+            first = {k: t - longest + len(lane.actions) for k, lane in enumerate(self._lanes)}
+            # A lane that is not as far begins (again) when the others have only as many decisions left.
+            late = {k: begun[k] for k, number in first.items() if number == 0 and t > 0}
+            if late:
+                run.start({k: (task.visible, seed, self.settings) for k, (task, seed) in late.items()})
+            actions = [self._lanes[k].actions[n] if n >= 0 else np.array(KEEP) for k, n in first.items()]
+            run.step(torch.as_tensor(np.stack(actions), dtype=torch.int64))
+        fresh = {k: begun[k] for k, lane in enumerate(self._lanes) if not lane.actions and longest}
+        if fresh:
+            run.start({k: (task.visible, seed, self.settings) for k, (task, seed) in fresh.items()})
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Apply one action per lane.
@@ -190,6 +235,7 @@ class Session:
         Returns:
             Observations `[lanes, signals]`, rewards `[lanes]` in points, ends `[lanes]`, and one info per lane.
         """
+        self._catch_up()
         assert self._run is not None, "reset the environment first"
         observation, outcome = self._run.step(torch.as_tensor(actions, dtype=torch.int64))
         accuracies = eval_accuracy(self._run.engine, [lane.task for lane in self._lanes])
@@ -197,6 +243,7 @@ class Session:
         infos = []
         for i, lane in enumerate(self._lanes):
             lane.decision += 1
+            lane.actions.append(np.array(actions[i]))
             rewards[i] = reward(
                 accuracies[i],
                 lane.accuracy,

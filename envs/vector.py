@@ -7,6 +7,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lepton_rl.controls import ControlSettings
+from lepton_rl.envs.halving import HalvingSession
 from lepton_rl.envs.session import Session, SessionConfig
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.models import TRAIN_ARCHITECTURES
@@ -24,7 +25,8 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: Number of lanes.
         suite: As in `FineTuneEnv`, also `split`, `tasks`, `regime`, `settings`, `action_cost` and `device`.
         architectures: Kinds of networks, dealt onto the lanes in turn.
-        fleet: True steps the lanes of a kind as one computation; False one after the other in this process.
+        fleet: True steps the lanes of a kind as one computation, in halves where the device has too little memory for
+            that; False one after the other in this process.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -61,19 +63,18 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         self._groups = _group_lanes(num_envs, len(architectures), fleet)
         shared = config.make_suite()
-        self._sessions: list[Session] = []
+        self._sessions: list[Session | HalvingSession] = []
         for kind, lanes in self._groups:
             defaults = self._sessions[0].defaults if self._sessions else None
-            self._sessions.append(
-                Session(
-                    config,
-                    lanes=len(lanes),
-                    fleet=fleet,
-                    architecture=architectures[kind],
-                    suite=shared,
-                    defaults=defaults,
-                )
+            session = Session(
+                config,
+                lanes=len(lanes),
+                fleet=fleet,
+                architecture=architectures[kind],
+                suite=shared,
+                defaults=defaults,
             )
+            self._sessions.append(HalvingSession(session) if fleet else session)
         self._rngs = [np.random.default_rng() for _ in range(num_envs)]
 
     def reset(
@@ -95,9 +96,7 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 infos[lane] = info
         return observations, self._merge(infos)
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every lane; a lane that ends is reset at once, its last observation is in `infos["final_obs"]`."""
         observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
         rewards, ended = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)

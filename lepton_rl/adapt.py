@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import nn
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
 from lepton_rl.domain import Domain
+from lepton_rl.lock import beside, locked
 from lepton_rl.manifest import check_free, whole_folder, write_manifest
 from lepton_rl.own import own_task
 from lepton_rl.policy import Policy
@@ -156,45 +157,47 @@ def adapt(
     actor = load_policy(policy)
     if out is not None:
         check_free(Path(out), overwrite=overwrite)
-    task, way = own_task(
-        model,
-        target=target,
-        source=source,
-        test=test,
-        budget=budget,
-        seed=seed,
-        classes=classes,
-        image_size=image_size,
-        normalisation=normalisation,
-    )
-    with _shown(progress, budget, callback) as listener:
-        run = rollout(task.visible, actor, seed=seed, callback=listener)
-    adapted = _chosen_model(model, run)
-    result = AdaptResult(
-        model=adapted,
-        verdict="kept the original" if run.chosen == ORIGINAL else "adapted",
-        reason=run.reason + ("; training diverged and was ended" if run.diverged else ""),
-        chosen=run.chosen,
-        history=run.history,
-        before=_metrics(copy.deepcopy(model).eval(), task, way),
-        after=_metrics(adapted, task, way),
-        classes=task.visible.target_unlabelled.classes,
-        preprocessing=way,
-        steps=run.steps,
-        seconds=run.seconds,
-        arguments={
-            "model": type(model).__name__,
-            "source": None if source is None else source.summary(),
-            "target": target.summary(),
-            "test": None if test is None else test.summary(),
-            "policy": str(policy) if isinstance(policy, str | Path) else type(policy).__name__,
-            "budget": budget,
-            "seed": seed,
-        },
-    )
-    if out is not None:
-        result.save(out, overwrite=overwrite)
-    return result
+    # Another process with the same `out` is told now, not when both want to save.
+    with nullcontext() if out is None else locked(beside(Path(out)), Path(out)):
+        task, way = own_task(
+            model,
+            target=target,
+            source=source,
+            test=test,
+            budget=budget,
+            seed=seed,
+            classes=classes,
+            image_size=image_size,
+            normalisation=normalisation,
+        )
+        with _shown(progress, budget, callback) as listener:
+            run = rollout(task.visible, actor, seed=seed, callback=listener)
+        adapted = _chosen_model(model, run)
+        result = AdaptResult(
+            model=adapted,
+            verdict="kept the original" if run.chosen == ORIGINAL else "adapted",
+            reason=run.reason + ("; training diverged and was ended" if run.diverged else ""),
+            chosen=run.chosen,
+            history=run.history,
+            before=_metrics(copy.deepcopy(model).eval(), task, way),
+            after=_metrics(adapted, task, way),
+            classes=task.visible.target_unlabelled.classes,
+            preprocessing=way,
+            steps=run.steps,
+            seconds=run.seconds,
+            arguments={
+                "model": type(model).__name__,
+                "source": None if source is None else source.summary(),
+                "target": target.summary(),
+                "test": None if test is None else test.summary(),
+                "policy": str(policy) if isinstance(policy, str | Path) else type(policy).__name__,
+                "budget": budget,
+                "seed": seed,
+            },
+        )
+        if out is not None:
+            result.save(out, overwrite=overwrite)
+        return result
 
 
 def _chosen_model(original: nn.Module, run: RunResult) -> nn.Module:

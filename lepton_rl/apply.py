@@ -11,6 +11,7 @@ from lepton_rl.adapt import AdaptResult, adapt
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.domain import Domain
 from lepton_rl.loading import load_domain, load_model
+from lepton_rl.lock import beside, locked
 from lepton_rl.manifest import check_free
 from lepton_rl.models import ARCHITECTURES
 from lepton_rl.own import split_source
@@ -67,6 +68,11 @@ def apply(
     """
     decisions_of(config.budget)  # what is wrong on the command line is said before anything is read
     check_free(config.out, overwrite=config.overwrite)
+    with locked(beside(config.out), config.out):
+        return _applied(config, argv, say or (lambda _: None))
+
+
+def _applied(config: ApplyConfig, argv: Sequence[str] | None, say: Callable[[str], None]) -> AdaptResult:
     policy = load_policy(config.policy)
     classes = config.classes or None
     size = None if config.image_size is None else (config.image_size, config.image_size)
@@ -77,7 +83,7 @@ def apply(
     test = None
     if config.test is not None:
         test = load_domain(config.test, classes=known or target.classes, size=size or _size(source or target))
-    model = _model(config, source, say or (lambda _: None))
+    model = _model(config, source, say)
     result = adapt(
         model,
         source=source,

@@ -14,7 +14,11 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path`, sync it and rename it, so that nobody ever reads half of it."""
+    """Write a temporary file beside `path`, sync it and rename it, so that nobody ever reads half of it.
+
+    Raises:
+        OSError: If it cannot be written, for example on a full disk; `path` is as before then, and named.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -24,6 +28,26 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a write and of a sync it names no file
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: without it a rename may be lost with the power."""
+    if os.name != "posix":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove the temporary files that `write_atomically` of a killed process left beside `path`."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)

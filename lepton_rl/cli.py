@@ -21,8 +21,10 @@ from rich.table import Table
 from lepton_rl import __version__
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.errors import InputError
+from lepton_rl.lock import beside, locked
+from lepton_rl.stopping import Stopped, Unfinished
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
 
-    It is 0, 1 for a benchmark with cells that failed, 2 for what the user can put right, 130 after Ctrl-C.
+    It is 0, 1 for work that failed and can be gone on with, 2 for what the user can put right, 75 when a signal
+    asked to stop and all is saved, 130 after Ctrl-C.
 
     Args:
         argv: Arguments without the program's name; default those of the process.
@@ -85,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Stopped as error:
+        return _fail(str(error), STOPPED)
+    except Unfinished as error:
+        return _fail(str(error), FAILED)
     except InputError as error:
         return _fail(str(error))
     except OSError as error:
@@ -174,7 +181,8 @@ def _benchmark(config: Any) -> dict[str, Any]:  # noqa: ANN401
     from lepton_rl.agents.benchmark import CellsFailed, benchmark
 
     try:
-        return benchmark(config)
+        with locked(beside(config.out), config.out):
+            return benchmark(config)
     except CellsFailed as error:
         raise SystemExit(_fail(str(error), FAILED)) from error
 

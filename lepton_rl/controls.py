@@ -58,9 +58,7 @@ class ControlSettings:
             raise InputError(f"weights name {sorted(self.weights)}: expected exactly {', '.join(LOSS_TERMS)}")
         for term, weight in self.weights.items():
             if weight != 0 and not WEIGHT_RANGE[0] <= weight <= WEIGHT_RANGE[1]:
-                raise InputError(
-                    f"weight {weight} of {term!r}: expected 0, or {WEIGHT_RANGE[0]} to {WEIGHT_RANGE[1]}"
-                )
+                raise InputError(f"weight {weight} of {term!r}: expected 0, or {WEIGHT_RANGE[0]} to {WEIGHT_RANGE[1]}")
         if not 0 <= self.augmentation <= 1:
             raise InputError(f"augmentation {self.augmentation} is out of range: expected 0 to 1")
 
@@ -73,8 +71,10 @@ class ControlSettings:
         """Read settings; extra keys are refused."""
         try:
             return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"control settings {text[:80]!r} cannot be read ({error}): expected its JSON fields") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"control settings {text[:80]!r} cannot be read ({error}): expected its JSON fields"
+            ) from None
 
 
 def tuned_default() -> ControlSettings:

@@ -125,6 +125,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
                 f"{what} {said} {keys[0]!r}{more}: expected exactly the {len(own)} tensors of {type(model).__name__}; "
                 "give the file that belongs to this model"
             )
+    spoiled = [key for key in own if not tensors[key].isfinite().all()]
+    if spoiled:
+        raise InputError(
+            f"{what}: {spoiled[0]!r} is not finite: expected finite weights; take a checkpoint from before it diverged"
+        )
     model.load_state_dict(dict(tensors))
 
 

@@ -1,6 +1,7 @@
 """The arms of the benchmark: what each trains, and that none gets more than it may."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,21 +11,42 @@ from tiny import same, task
 from lepton_rl.agents import arms
 from lepton_rl.agents.arm import Arm
 from lepton_rl.agents.arms import PolicyArm, SingleArm, TunerArm, arm_names, find_arm, register
+from lepton_rl.agents.arms import found as found_module
+from lepton_rl.agents.arms.auto_rgn import AutoRGN, relative_gradient_norms
 from lepton_rl.agents.arms.learned import ShuffledPolicy
-from lepton_rl.controls import KEEP, KNOBS, ControlSettings
+from lepton_rl.agents.arms.replayed import most_frequent
+from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
-from lepton_rl.policy import KeepPolicy
+from lepton_rl.policy import KeepPolicy, RandomPolicy
 from lepton_rl.rollout import rollout
-from lepton_rl.signals import SIGNALS
+from lepton_rl.signals import SIGNAL_NAMES, SIGNALS
 from lepton_rl.solo import SoloEngine
 
 ISSUED = {"source-only", "linear-probe", "full-finetune", "tuned-default", "random-policy", "policy", "tpe"}
+FROM_FILES = ("tuned-default-per-regime", "tuned-schedule")
 SINGLE = [name for name in arm_names() if isinstance(find_arm(name), SingleArm)]
+DEFAULT = json.loads(tuned_default().to_json())
 HEAD = "weights.head."
 
 
 def bound(name):
-    return find_arm(name, "tuned-default")
+    arm = find_arm(name, "tuned-default")
+    return arm.taught([arm.lesson(task(4, budget=10), 3)]) if arm.lessons else arm
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Files of the open-loop arms, whether or not the package ships them."""
+    conditions = [r + f for r in ("few-label", "label-free") for f in ("", ", source-free")]
+    slower = (2, 1, *KEEP[2:])
+    files = {
+        "tuned-default-per-regime": {
+            "settings": {c: DEFAULT | {"augmentation": i / 4} for i, c in enumerate(conditions)}
+        },
+        "tuned-schedule": {"settings": DEFAULT | {"unfrozen_stages": 1}, "actions": [KEEP, slower]},
+    }
+    monkeypatch.setattr(found_module, "read_found", files.__getitem__)
+    return files
 
 
 def weights(result):
@@ -47,7 +69,7 @@ def depths(result):
 def test_every_name_of_the_issue_is_there_and_each_arm_says_where_it_is_from():
     assert set(arm_names()) >= ISSUED
     assert all(find_arm(name).source for name in arm_names())
-    assert [n for n in arm_names() if find_arm(n).needs_policy] == ["policy", "policy-shuffled"]
+    assert [n for n in arm_names() if find_arm(n).needs_policy] == ["policy", "policy-shuffled", "policy-replayed"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,7 @@ def test_a_name_is_registered_once_and_an_arm_must_be_able_to_run():
 
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.usefixtures("found")
 def test_single_arms_stay_within_the_budget(name, labels):
     visible = task(3, labels=labels, source=labels, budget=10)
     result = bound(name).single(visible, 5)
@@ -164,6 +187,90 @@ def test_the_shuffled_policy_sees_the_same_numbers_in_one_wrong_order():
     assert not torch.equal(seen[0], observation)
     assert torch.equal(seen[0].sort(dim=1).values, observation)
     assert torch.equal(seen[0][1] - seen[0][0], torch.full((len(SIGNALS),), float(len(SIGNALS))))
+
+
+def seen(depth, **norms):
+    """An observation with a depth and relative gradient norms."""
+    values = dict.fromkeys(SIGNAL_NAMES, 0.0) | {"unfrozen_stages": depth / 4}
+    values |= {f"gradient_{group}": (np.log10(norm) + 6) / 8 for group, norm in norms.items()}
+    return torch.tensor([[values[name] for name in SIGNAL_NAMES]], dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("depth", "norms", "move"),
+    [
+        (4, {"stage1": 1e-5, "stage2": 1e-2, "head": 1e-3}, 0),  # freezes: far below the largest
+        (4, {"stage1": 5e-3, "stage2": 1e-2, "head": 1e-3}, 1),
+        (2, {"stage3": 9e-3, "stage4": 1e-3, "head": 1e-2}, 2),  # opens the next one below
+        (2, {"stage3": 2e-3, "stage4": 1e-3, "head": 1e-2}, 1),
+        (4, {"stage1": 1e-1, "stage2": 1e-2, "head": 1e-3}, 1),  # nothing below is left
+        (0, {"head": 1e-2}, 1),
+    ],
+)
+def test_auto_rgn_trains_where_the_relative_gradient_is_large(depth, norms, move):
+    observation = seen(depth, **norms)
+    expected = [norms.get(group, 1e-6) for group in ("stage1", "stage2", "stage3", "stage4", "head")]
+    assert relative_gradient_norms(observation[0]) == pytest.approx(expected, rel=1e-3)
+    action = AutoRGN().act(observation, torch.tensor([3]), torch.tensor([0]))
+    assert action.tolist() == [[move, *KEEP[1:]]]
+    assert AutoRGN().act(observation, torch.tensor([0]), torch.tensor([0])).tolist() == [list(KEEP)]
+
+
+def test_auto_rgn_sees_the_norms_of_the_run_and_freezes_by_them():
+    result = find_arm("auto-rgn").single(task(2, budget=40), 5)
+    assert depths(result)[:2] == [4, 4]
+    for row, after in zip(result.history[1:-1], result.history[2:], strict=True):
+        depth = int(row["controls"]["unfrozen_stages"])
+        observation = torch.tensor([row["observation"][name] for name in SIGNAL_NAMES])
+        norms = relative_gradient_norms(observation)[4 - depth :]
+        assert int(after["controls"]["unfrozen_stages"]) - depth == (-(norms[0] < 0.1 * max(norms)) if depth else 0) + (
+            norms[0] > 0.5 * max(norms) and 0 < depth < 4
+        )
+
+
+def test_a_default_per_regime_is_looked_up_by_what_is_known_beforehand(found):
+    arm = find_arm("tuned-default-per-regime")
+    for i, (labels, source) in enumerate([(True, True), (True, False), (False, True), (False, False)]):
+        policy = arm.policy_for(task(3, labels=labels, source=source))
+        assert policy == KeepPolicy(settings=dataclasses.replace(tuned_default(), augmentation=i / 4))
+
+
+def test_a_tuned_schedule_is_played_as_it_was_found(found):
+    result = find_arm("tuned-schedule").single(task(2, budget=20), 5)
+    assert depths(result) == [1, 1, 2, 2, 2]
+    rates = [row["controls"]["learning_rate"] for row in result.history]
+    assert rates == pytest.approx([tuned_default().learning_rate] * 2 + [tuned_default().learning_rate / 2.5] * 3)
+    found["tuned-schedule"]["actions"] = [[9] * len(KEEP)]
+    with pytest.raises(InputError, match="holds no actions"):
+        find_arm("tuned-schedule").single(task(2, budget=20), 5)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_an_arm_without_its_file_says_how_to_make_it(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(found_module.resources, "files", lambda package: tmp_path)
+    (tmp_path / "defaults").mkdir()
+    if content is not None:
+        (tmp_path / "defaults" / "tuned-schedule.json").write_text(content)
+    with pytest.raises(InputError, match=r"make it with `python scripts/tune_open_loop\.py tuned-schedule`") as told:
+        find_arm("tuned-schedule").check()
+    assert "\n" not in str(told.value)
+
+
+def test_the_replayed_policy_plays_the_most_frequent_actions():
+    one, two = (1, *KEEP[1:]), (2, *KEEP[1:])
+    stop = (*KEEP[:-1], 1)
+    assert most_frequent([(one, two), (two, two), (two, one)]) == (two, two)
+    assert most_frequent([(one,), (two,)]) == (one,)  # a tie
+    assert most_frequent([(KEEP, stop), (KEEP, stop), (KEEP, KEEP, two)]) == (KEEP, stop, (2, *KEEP[1:-1], 1))
+    assert most_frequent([(KEEP, stop), (KEEP, KEEP, two), (KEEP, KEEP, two)]) == (KEEP, KEEP, two)
+    arm = find_arm("policy-replayed", RandomPolicy())
+    lessons = [arm.lesson(task(i, budget=20), i) for i in range(3)]
+    assert [len(lesson) for lesson in lessons] == [4] * 3
+    taught = arm.taught(json.loads(json.dumps(lessons)))
+    assert len(taught.actions) == 4
+    assert all(0 <= a < n for action in taught.actions for a, n in zip(action, ACTION_SIZES, strict=True))
+    played = taught.single(task(7, budget=20), 5).history[1:]
+    assert [tuple(row["action"].values()) for row in played] == list(taught.actions)
 
 
 def test_arms_share_the_start_and_the_batches(monkeypatch):

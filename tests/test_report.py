@@ -67,11 +67,7 @@ def benchmarked(tmp_path):
         cell("tuned-default", "mild", 1, 0.65),
         cell("tuned-default", EVIL, 1, 0.62),
         cell("tuned-default", "dark", 1, 0.60),
-        *(
-            cell("tpe", task, runs, 0.5 + runs / 100)
-            for task in ("mild", EVIL, "dark")
-            for runs in (1, 4, 16)
-        ),
+        *(cell("tpe", task, runs, 0.5 + runs / 100) for task in ("mild", EVIL, "dark") for runs in (1, 4, 16)),
     ]
     write_lines(tmp_path / "rows.jsonl", rows)
     (tmp_path / "summary.json").write_text(json.dumps(summarise(rows)))
@@ -155,7 +151,7 @@ def test_benchmark_report_shows_arms_losses_and_cost(benchmarked):
     assert "few-label, held-out" in shown
     assert "won on 1 of 3 tasks, lost on 2 and tied on 0" in shown
     assert shown.index("dark few-label held-out 0.400 0.600 -0.200") < shown.index("0.600 0.620 -0.020")
-    assert "On the median task tpe matches the policy's single run with 16 run(s)." in shown
+    assert "On the median task tpe matches the policy's single run with 16 run(s) (95 % interval " in shown
     assert "tpe 16 1920 24.0" in shown
     assert re.search(r"tpe \* 4 .*tpe 16 ", shown)
 
@@ -187,9 +183,7 @@ def test_missing_file_is_named(adapted, name):
     assert not (adapted / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "report"), [("history.jsonl", adapt_report), ("rows.jsonl", benchmark_report)]
-)
+@pytest.mark.parametrize(("name", "report"), [("history.jsonl", adapt_report), ("rows.jsonl", benchmark_report)])
 def test_line_cut_in_the_middle_is_named(adapted, benchmarked, name, report):
     whole = (adapted / name).read_text()
     count = whole.count("\n")

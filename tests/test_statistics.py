@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_rl.agents import statistics
+from lepton_rl.agents import estimates, statistics
 from lepton_rl.errors import InputError
 
 SCORES = st.lists(st.floats(-2, 2, allow_nan=False).map(lambda x: round(x, 6)), min_size=1, max_size=40)
@@ -85,11 +85,64 @@ def test_runs_to_match_takes_the_median_task_and_never_flatters_the_policy():
     assert statistics.runs_to_match(reached, goal)["median"] is None
 
 
+def test_runs_to_match_has_an_interval_over_the_tasks():
+    reached = {task: {1: 0.5, 2: 0.6, 8: 0.9} for task in range(40)}
+    goal = {task: 0.5 if task < 10 else 0.6 if task < 30 else 0.95 for task in range(40)}
+    found = statistics.runs_to_match(reached, goal, rng=np.random.default_rng(0))
+    assert (found["median"], found["ci"]) == (2, [2, 2])
+    half = {task: 0.5 if task < 21 else 0.95 for task in range(40)}
+    found = statistics.runs_to_match(reached, half, rng=np.random.default_rng(0))
+    assert (found["median"], found["ci"]) == (1, [1, None])  # beyond the most runs tried
+    one = statistics.runs_to_match({"a": {1: 0.5}}, {"a": 0.4}, rng=np.random.default_rng(0))
+    assert (one["median"], one["ci"]) == (1, [1, 1])
+
+
+@given(st.lists(st.sampled_from([1.0, 2.0, 8.0, np.inf]), min_size=1, max_size=30), st.integers(0, 99))
+def test_the_interval_of_runs_to_match_holds_the_median_and_agrees_with_sorting(needed, seed):
+    ordered = np.sort(np.array(needed))
+    low, high = estimates._median_interval(ordered, np.random.default_rng(seed), 200)
+    middle = (len(needed) - 1) // 2
+    samples = np.sort(np.random.default_rng(seed).choice(ordered, (200, len(needed))), axis=1)[:, middle]
+    ends = np.quantile(samples, [0.025, 0.975], method="inverted_cdf")
+    assert [low, high] == [None if np.isinf(end) else int(end) for end in ends]
+
+
+def test_profiles_are_in_the_summary():
+    rows = [row(task=str(i), accuracy=0.5 + 0.1 * i) for i in range(4)]
+    profiles = statistics.summarise(rows)["profiles"]
+    shares = dict(zip(profiles["thresholds"], profiles["arms"]["policy"], strict=True))
+    expected = statistics.normalised_score(
+        [0.5, 0.6, 0.7, 0.8], [rows[0]["source_only"]] * 4, [rows[0]["supervised"]] * 4
+    )
+    for threshold in (-0.2, 0.1, 0.6, 1.2):
+        assert shares[threshold] == pytest.approx(np.mean(expected > threshold))
+
+
+def test_estimates_agree_with_rliable():
+    library = pytest.importorskip("rliable.library")
+    metrics = pytest.importorskip("rliable.metrics")
+    scores = np.random.default_rng(0).normal(0.5, 0.3, (10, 7))  # runs x tasks
+    other = np.random.default_rng(1).normal(0.4, 0.3, (10, 7))
+    tasks = list(range(7)) * 10
+    assert statistics.iqm(scores) == pytest.approx(metrics.aggregate_iqm(scores))
+    assert statistics.mean(scores) == pytest.approx(metrics.aggregate_mean(scores))
+    assert statistics.optimality_gap(scores) == pytest.approx(metrics.aggregate_optimality_gap(scores))
+    theirs = metrics.probability_of_improvement(scores, other)
+    assert statistics.probability_of_improvement(scores, other, tasks, tasks) == pytest.approx(theirs)
+    profile, _ = library.create_performance_profile({"x": scores}, np.linspace(0, 1, 11), reps=10)
+    assert statistics.performance_profile(scores, np.linspace(0, 1, 11)) == pytest.approx(profile["x"])
+    _, interval = library.get_interval_estimates(
+        {"x": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+    )
+    ours = statistics.bootstrap_interval(scores.ravel(), tasks, rng=np.random.default_rng(0), resamples=2000)
+    assert ours == pytest.approx(interval["x"][:, 0], abs=0.015)
+
+
 def test_interval_has_no_width_where_the_seeds_of_every_task_agree():
     rng = np.random.default_rng(0)
-    assert statistics.bootstrap_interval(
-        [0.2, 0.2, 0.8, 0.8], ["a", "a", "b", "b"], rng=rng
-    ) == pytest.approx((0.5, 0.5))
+    assert statistics.bootstrap_interval([0.2, 0.2, 0.8, 0.8], ["a", "a", "b", "b"], rng=rng) == pytest.approx(
+        (0.5, 0.5)
+    )
 
 
 def test_single_seed_per_task_resamples_the_tasks():
@@ -100,9 +153,7 @@ def test_single_seed_per_task_resamples_the_tasks():
 
 def test_interval_of_a_mean_agrees_with_its_closed_form():
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
-    low, high = statistics.bootstrap_interval(
-        values, [0] * 400, rng=np.random.default_rng(2), trim=0.0, resamples=4000
-    )
+    low, high = statistics.bootstrap_interval(values, [0] * 400, rng=np.random.default_rng(2), trim=0.0, resamples=4000)
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=1e-3)
     assert high == pytest.approx(values.mean() + half, abs=1e-3)
@@ -111,9 +162,7 @@ def test_interval_of_a_mean_agrees_with_its_closed_form():
 def test_strata_are_resampled_apart():
     # Two far groups: the mean of a stratified sample moves by the noise within them, not by their distance.
     scores = np.concatenate([np.linspace(0, 0.01, 50), np.linspace(10, 10.01, 50)])
-    low, high = statistics.bootstrap_interval(
-        scores, ["a"] * 50 + ["b"] * 50, rng=np.random.default_rng(0), trim=0.0
-    )
+    low, high = statistics.bootstrap_interval(scores, ["a"] * 50 + ["b"] * 50, rng=np.random.default_rng(0), trim=0.0)
     assert high - low < 0.01
 
 
@@ -189,7 +238,7 @@ def test_summary_by_hand():
     assert summary["arms"]["tpe"]["by_runs"]["1"]["mean_accuracy"] == pytest.approx(0.64)
     assert summary["arms"]["tpe"]["by_runs"]["1"]["negative_transfer"] == 0.5
     assert summary["negative_transfer"] == {"policy": 0.0, "source-only": 0.0, "tpe": 0.0}
-    assert summary["runs_to_match"] == {"tpe": {"median": 1, "never": 0.0, "largest": 4, "tasks": 2}}
+    assert summary["runs_to_match"] == {"tpe": {"median": 1, "never": 0.0, "largest": 4, "tasks": 2, "ci": [1, 4]}}
     assert summary["improvement"] == {"source-only": 1.0, "tpe": 0.5}
     assert (summary["cells"], summary["left_out"]) == (2, 0)
 
@@ -238,14 +287,9 @@ def test_bad_rows_are_named():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.floats(0, 1)), min_size=1, max_size=20)
-)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.floats(0, 1)), min_size=1, max_size=20))
 def test_summary_does_not_depend_on_the_order_of_rows(cells):
-    rows = [
-        row(task=t, seed=s, accuracy=round(a, 6))
-        for t, s, a in {(t, s): (t, s, a) for t, s, a in cells}.values()
-    ]
+    rows = [row(task=t, seed=s, accuracy=round(a, 6)) for t, s, a in {(t, s): (t, s, a) for t, s, a in cells}.values()]
     first, second = (statistics.summarise(order, resamples=20) for order in (rows, rows[::-1]))
     assert first["arms"]["policy"]["ci"] == second["arms"]["policy"]["ci"]
     assert first["negative_transfer"] == second["negative_transfer"]

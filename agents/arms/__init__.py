@@ -6,13 +6,17 @@ from pathlib import Path
 from lepton_rl.agents.arm import Arm, PolicyArm, SingleArm, Trial, TunerArm, best_so_far
 from lepton_rl.agents.arms import (
     adabn,
+    auto_rgn,
+    found,
     full_finetune,
     gradual_unfreezing,
     learned,
     linear_probe,
     lp_ft,
     optuna_search,
+    population_based,
     random_policy,
+    replayed,
     source_only,
     tuned_default,
 )
@@ -91,10 +95,14 @@ for _arm in (
     full_finetune.ARM,
     lp_ft.ARM,
     gradual_unfreezing.ARM,
+    auto_rgn.ARM,
     tuned_default.ARM,
+    *found.ARMS,
     random_policy.ARM,
     learned.ARM,
     learned.SHUFFLED,
+    replayed.ARM,
     *optuna_search.ARMS,
+    *population_based.ARMS,
 ):
     register(_arm)

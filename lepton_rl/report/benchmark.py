@@ -42,11 +42,10 @@ def benchmark_report(folder: Path) -> Path:
     for index, group in enumerate(_groups(summary, str(summary_file))):
         sections.append(_group_section(group, f"{summary_file}, group {index + 1}", index, colours))
     sections.append(Section("Where the policy lost", _losses(rows, str(rows_file))))
+    sections.append(Section("Task by task, the worst first", task_table(rows, str(rows_file))))
     sections.append(Section("What it cost", _cost(summary, str(summary_file))))
     sections.append(Section("How this was made", manifest_table(dict(manifest))))
-    return write_whole(
-        folder / "report.html", page("Benchmark report", _lead(rows, str(rows_file)), sections)
-    )
+    return write_whole(folder / "report.html", page("Benchmark report", _lead(rows, str(rows_file)), sections))
 
 
 def _lead(rows: Sequence[Record], where: str) -> str:
@@ -77,7 +76,8 @@ def _group_section(group: Record, where: str, index: int, colours: Mapping[str, 
     heading = f"{text(group, 'regime', where)}, {text(group, 'split', where)}"
     arms = _arms(group, where)
     body = _headline(arms, where) + _match(group) + _left_out(group)
-    return Section(heading, body + _budget(arms, where, f"budget-{index}", colours))
+    body += _budget(arms, where, f"budget-{index}", colours)
+    return Section(heading, body + _profiles(group, f"profile-{index}", colours))
 
 
 def _arms(group: Record, where: str) -> dict[str, dict[int, Record]]:
@@ -90,9 +90,7 @@ def _arms(group: Record, where: str) -> dict[str, dict[int, Record]]:
         if not isinstance(by_runs, dict) or not by_runs:
             by_runs = {"1": entry}
         if not all(runs.isdecimal() for runs in by_runs):
-            raise InputError(
-                f"{where}: by_runs of {arm!r} has keys {list(by_runs)}, expected numbers of runs"
-            )
+            raise InputError(f"{where}: by_runs of {arm!r} has keys {list(by_runs)}, expected numbers of runs")
         result[arm] = {int(runs): mapping(by_runs, runs, where) for runs in sorted(by_runs, key=int)}
     return result
 
@@ -130,25 +128,29 @@ def _match(group: Record) -> str:
         entry = found[arm] if isinstance(found[arm], dict) else {"median": found[arm]}
         median, largest = entry.get("median"), entry.get("largest")
         if median is not None:
-            parts.append(f"On the median task {arm} matches the policy's single run with {median} run(s).")
+            said = f"On the median task {arm} matches the policy's single run with {median} run(s)"
+            parts.append(said + _range(entry.get("ci"), largest) + ".")
         elif entry.get("tasks") != 0:
             within = f" within {largest} runs" if largest else ""
             parts.append(f"On the median task {arm} does not match the policy's single run{within}.")
     return "".join(f"<p>{escape(part)}</p>" for part in parts)
 
 
+def _range(interval: object, largest: object) -> str:
+    if not isinstance(interval, list) or len(interval) != 2:
+        return ""
+    low, high = (f"more than {largest}" if end is None else str(end) for end in interval)
+    return f" (95 % interval {low} to {high})"
+
+
 def _left_out(group: Record) -> str:
     left_out = group.get("left_out")
     if not left_out:
         return ""
-    return note(
-        f"{left_out} cells are left out of the scores: source-only is within 2 points of supervised there."
-    )
+    return note(f"{left_out} cells are left out of the scores: source-only is within 2 points of supervised there.")
 
 
-def _budget(
-    arms: Mapping[str, Mapping[int, Record]], where: str, name: str, colours: Mapping[str, str]
-) -> str:
+def _budget(arms: Mapping[str, Mapping[int, Record]], where: str, name: str, colours: Mapping[str, str]) -> str:
     import plotly.graph_objects as go
 
     every = sorted({runs for by_runs in arms.values() for runs in by_runs})
@@ -179,9 +181,7 @@ def _budget(
         mode = "lines" if single else "lines+markers"
         traces.append(go.Scatter(**band, **hidden, legendgroup=label))
         traces.append(
-            go.Scatter(
-                x=xs, y=middle, name=label, mode=mode, line=line, hovertemplate=hover, legendgroup=label
-            )
+            go.Scatter(x=xs, y=middle, name=label, mode=mode, line=line, hovertemplate=hover, legendgroup=label)
         )
     if not traces:
         return note("No cell has room between source-only and supervised: there is nothing to draw.")
@@ -190,6 +190,68 @@ def _budget(
         "yaxis": {"title": "normalised score (IQM)"},
     }
     return f'<div class="plot">{plot(traces, name=name, height=460, layout=layout)}</div>'
+
+
+def _profiles(group: Record, name: str, colours: Mapping[str, str]) -> str:
+    import plotly.graph_objects as go
+
+    found = group.get("profiles")
+    if not isinstance(found, dict) or not found.get("arms"):
+        return ""
+    traces = [
+        go.Scatter(
+            x=found["thresholds"],
+            y=found["arms"][arm],
+            name=escape(arm),
+            mode="lines",
+            line={"color": colours.get(arm, PALETTE[-1]), "width": 3 if arm == POLICY else 2, "shape": "hv"},
+            hovertemplate=f"{escape(arm)}: %{{y:.0%}}<extra></extra>",
+        )
+        for arm in sorted(found["arms"], key=_order)
+    ]
+    layout: dict[str, object] = {
+        "xaxis": {"title": "normalised score"},
+        "yaxis": {"title": "share of cells above it", "tickformat": ".0%"},
+    }
+    said = note("Performance profiles: each arm at its largest number of runs; higher is better everywhere.")
+    return said + f'<div class="plot">{plot(traces, name=name, height=380, layout=layout)}</div>'
+
+
+def task_table(rows: Sequence[Record], where: str) -> str:
+    """List every task with the arm under test and the best arm of all, least share of the room won first."""
+    arms = {str(row.get("arm")) for row in rows}
+    ours = POLICY if POLICY in arms else OPPONENT if OPPONENT in arms else min(arms)
+    largest: dict[str, float] = {}
+    for i, row in enumerate(rows, start=1):
+        arm = text(row, "arm", f"{where}, row {i}")
+        largest[arm] = max(largest.get(arm, 0), number(row, "runs", f"{where}, row {i}"))
+    tasks: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for i, row in enumerate(rows, start=1):
+        place = f"{where}, row {i}"
+        arm, runs = text(row, "arm", place), number(row, "runs", place)
+        if runs != (1 if arm == POLICY else largest[arm]):
+            continue
+        found = tasks.setdefault(_task(row, place), {})
+        found.setdefault(f"arm {arm}", []).append(number(row, "accuracy", place))
+        for key in ("source_only", "supervised"):
+            found.setdefault(key, []).append(number(row, key, place))
+    lines = sorted(_task_line(task, found, ours) for task, found in tasks.items() if f"arm {ours}" in found)
+    header = ("task", "regime", "split", "source-only", "supervised", ours, "best arm", "its accuracy", "difference")
+    said = f"Mean accuracy over seeds; tuners at their largest number of runs. The {SHOWN_TASKS} worst at most."
+    return note(said) + table(header, [line for _, line in lines[:SHOWN_TASKS]], words=3)
+
+
+def _task_line(
+    task: tuple[str, str, str], found: Mapping[str, Sequence[float]], ours: str
+) -> tuple[float, tuple[str | Cell, ...]]:
+    low, high, mine = _mean(found["source_only"]), _mean(found["supervised"]), _mean(found[f"arm {ours}"])
+    best, accuracy = max(
+        ((name[4:], _mean(values)) for name, values in found.items() if name.startswith("arm ")),
+        key=lambda pair: (pair[1], pair[0] == ours, pair[0]),
+    )
+    won = (mine - low) / max(high - low, 0.02)
+    numbers = (figures(low), figures(high), figures(mine), best, figures(accuracy), signed(mine - accuracy))
+    return won, (task[2], task[0], task[1], *numbers)
 
 
 def _losses(rows: Sequence[Record], where: str) -> str:
@@ -227,7 +289,10 @@ def _cost(summary: Record, where: str) -> str:
         for runs, entry in by_runs.items():
             steps, seconds = (optional_number(entry, key, where) for key in ("steps", "seconds"))
             rows.append((arm, str(runs), figures(steps, 0), figures(seconds, 1)))
-    said = note("Means per task and seed on the new domain; pruned and discarded runs are included.")
+    said = note(
+        "Means per task and seed on the new domain; pruned and discarded runs are included. "
+        "`python scripts/trace.py FOLDER --arm ARM --runs K` lists the rows behind every number of this page."
+    )
     return said + table(("arm", "runs", "gradient steps", "seconds"), rows)
 
 

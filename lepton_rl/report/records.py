@@ -52,10 +52,11 @@ def number(record: Record, key: str, where: str) -> float:
     """
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(
-            f"{where}: field {key!r} is {_show(value)}, expected a number: run the command again"
-        )
-    return float(value)
+        raise InputError(f"{where}: field {key!r} is {_show(value)}, expected a number: run the command again")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{where}: field {key!r} is too large, expected a number: run the command again") from None
 
 
 def optional_number(record: Record, key: str, where: str) -> float | None:
@@ -71,9 +72,7 @@ def mapping(record: Record, key: str, where: str) -> Record:
     """
     value = record.get(key)
     if not isinstance(value, dict):
-        raise InputError(
-            f"{where}: field {key!r} is {_show(value)}, expected an object: run the command again"
-        )
+        raise InputError(f"{where}: field {key!r} is {_show(value)}, expected an object: run the command again")
     return value
 
 

@@ -1,0 +1,235 @@
+"""Task suites from data sets on the disk: a folder of `.npz` files, or a user's own two folders of images.
+
+USPS and MNIST-M are held out by convention: they appear in the split `held-out-datasets` and nowhere else, so that
+no policy is ever trained on them.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lepton_rl.domain import Domain
+from lepton_rl.errors import InputError
+from lepton_rl.models import StagedNet
+from lepton_rl.pretrain import channel_statistics, pretrained
+from lepton_rl.suite import BUDGETS, SPLITS, Recipe, TaskSuite, draw_recipe, split_target
+from lepton_rl.task import AdaptationTask, HiddenTask, Regime, VisibleTask
+
+BASES = ("mnist", "fashion_mnist", "notmnist", "emnist_letters", "cifar10")
+HELD_OUT = ("usps", "mnist_m")
+HELD_OUT_SPLIT = "held-out-datasets"
+OWN_SPLIT = "own"
+MOST_IMAGES = 6000  # per set: a task uses at most 512 unlabelled target images
+CHANNELS = 3  # colour is part of what makes MNIST-M another domain
+SIZES = (16, 28)
+FEWEST = 4  # images per class of a folder
+WIDTH, PRETRAIN_STEPS = 8, 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two domains with the same classes.
+
+    Attributes:
+        source: What the network is trained on.
+        target: What it is adapted to.
+    """
+
+    source: Domain
+    target: Domain
+
+    @property
+    def name(self) -> str:
+        """For people and rows."""
+        return f"{self.source.name}-{self.target.name}"
+
+
+@dataclass(kw_only=True)
+class PairSuite:
+    """Tasks between given domains: no shift is added, what changes is the labels, the skew and the budget.
+
+    Attributes:
+        pairs: Domains to go from and to.
+        split: Name of the only split.
+        width: Channels of the networks' first stage.
+        pretrain_steps: Gradient steps on source data.
+        budgets: Budgets of the tasks, in gradient steps.
+    """
+
+    pairs: tuple[Pair, ...]
+    split: str
+    width: int = WIDTH
+    pretrain_steps: int = PRETRAIN_STEPS
+    budgets: tuple[int, ...] = BUDGETS
+    _models: dict[tuple[str, str], StagedNet] = field(default_factory=dict)
+
+    def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
+        """Draw task number `index` without making it; the pairs take turns."""
+        if split != self.split:
+            raise InputError(f"split {split!r} is unknown: expected {self.split}")
+        pair = self.pairs[index % len(self.pairs)]
+        drawn = draw_recipe((pair.name,), "held-out-tasks", index, regime, self.budgets)
+        return replace(drawn, split=self.split, source_shift=None, target_shifts=())
+
+    def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
+        """Make task number `index`; the same one every time."""
+        recipe = self.recipe(split, index, regime)
+        pair = self.pairs[index % len(self.pairs)]
+        train, val = _dealt(pair.source)
+        mean, std = channel_statistics(train.images)
+        key = (recipe.architecture, pair.source.name)
+        if key not in self._models:
+            self._models[key] = pretrained(recipe.architecture, train, width=self.width, steps=self.pretrain_steps)
+        parts = split_target(pair.target, recipe, np.random.default_rng(recipe.seed))
+        visible = VisibleTask(
+            name=recipe.name,
+            model=self._models[key],
+            n_classes=pair.target.n_classes,
+            mean=mean,
+            std=std,
+            budget=recipe.budget,
+            source_train=None if recipe.source_free else train,
+            source_val=None if recipe.source_free else val,
+            target_support=parts.support,
+            target_probe=parts.probe,
+            target_unlabelled=parts.unlabelled.without_labels(),
+        )
+        hidden = HiddenTask(target_eval=parts.eval, target_test=parts.test, target_train_labels=parts.unlabelled.labels)
+        facts: dict[str, float | int | str] = {
+            "base": recipe.base,
+            "architecture": recipe.architecture,
+            "label_skew": recipe.label_skew,
+            "labels_per_class": recipe.labels_per_class,
+            "source_free": int(recipe.source_free),
+            "budget": recipe.budget,
+            "seed": recipe.seed,
+        }
+        return AdaptationTask(visible=visible, hidden=hidden, split=self.split, facts=facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSuite:
+    """Tasks of a folder of data sets: shifted within one set, and across sets in `held-out-datasets`."""
+
+    within: TaskSuite
+    across: PairSuite | None
+
+    def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
+        """Draw task number `index` of a split without making it."""
+        return self._part(split).recipe(split, index, regime)
+
+    def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
+        """Make task number `index` of a split; the same one every time."""
+        return self._part(split).task(split, index, regime)
+
+    def _part(self, split: str) -> TaskSuite | PairSuite:
+        if split != HELD_OUT_SPLIT:
+            return self.within
+        if self.across is None:
+            raise InputError(
+                f"split {split!r} needs mnist.npz and one of {', '.join(HELD_OUT)}: add them to the data folder"
+            )
+        return self.across
+
+
+def data_folder(named: str | Path | None = None) -> Path:
+    """Return the folder of the data sets: the one that is named, else `LEPTON_DATA`.
+
+    Raises:
+        InputError: If there is none, or it holds none of the known files.
+    """
+    name = named or os.environ.get("LEPTON_DATA")
+    if not name:
+        raise InputError("suite 'data' has no folder: expected one with .npz files; give --data, or set LEPTON_DATA")
+    folder = Path(name)
+    if not any((folder / f"{base}.npz").is_file() for base in BASES):
+        expected = ", ".join(f"{base}.npz" for base in (*BASES, *HELD_OUT))
+        raise InputError(f"data folder {str(folder)!r} holds no data set: expected one or more of {expected}")
+    return folder
+
+
+def data_suite(folder: Path, size: int = 16) -> DataSuite:
+    """Return the suite of the data sets in a folder.
+
+    Args:
+        folder: With files of the names in `BASES` and `HELD_OUT`; those that are missing are left out.
+        size: Side in pixels to which all images are brought, 16 or 28.
+
+    Raises:
+        InputError: If the size is another one, or the folder holds no data set.
+    """
+    if size not in SIZES:
+        raise InputError(f"size {size} is out of range: expected one of {', '.join(map(str, SIZES))}")
+    folder = data_folder(folder)
+    bases: dict[str, Callable[[], Domain]] = {
+        base: partial(read_set, folder, base, size) for base in BASES if (folder / f"{base}.npz").is_file()
+    }
+    within = TaskSuite(f"data{size}", bases, width=WIDTH, pretrain_steps=PRETRAIN_STEPS)
+    held_out = [name for name in HELD_OUT if (folder / f"{name}.npz").is_file()]
+    if "mnist" not in bases or not held_out:
+        return DataSuite(within=within, across=None)
+    sets = {name: read_set(folder, name, size) for name in ("mnist", *held_out)}
+    pairs = [Pair(source=sets["mnist"], target=sets[name]) for name in held_out]
+    pairs += [Pair(source=sets[name], target=sets["mnist"]) for name in held_out]
+    return DataSuite(within=within, across=_across(tuple(pairs), HELD_OUT_SPLIT))
+
+
+def read_set(folder: Path, name: str, size: int) -> Domain:
+    """Read a data set, at most `MOST_IMAGES` of it, in the suite's size and channels."""
+    domain = Domain.from_npz(folder / f"{name}.npz").labelled()
+    order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(domain))[:MOST_IMAGES]
+    return domain.take(order).resized(size, size).with_channels(CHANNELS).renamed(name)
+
+
+def folder_suite(source: Path, target: Path, size: int = 28) -> PairSuite:
+    """Return a suite of two folders of images, one sub-folder per class in each.
+
+    Args:
+        source: What the network is trained on.
+        target: What it is adapted to; its labels are hidden from the arms and used to report.
+        size: Side in pixels to which all images are brought.
+
+    Raises:
+        InputError: If a folder is not usable, or the target has too few labelled images.
+    """
+    known = Domain.from_folder(source, size=size).labelled()
+    wanted = Domain.from_folder(target, size=size, channels=known.images.shape[1], classes=known.classes).labelled()
+    for domain, where in ((known, source), (wanted, target)):
+        counts = np.bincount(domain.labels, minlength=known.n_classes)
+        if known.n_classes < 2 or counts.min() < FEWEST:
+            raise InputError(
+                f"folder {str(where)!r} has {counts.tolist()} labelled images of {', '.join(known.classes)}: expected "
+                f"two classes or more with {FEWEST} images each; add some"
+            )
+    pair = Pair(source=known.renamed("source"), target=wanted.renamed("target"))
+    return _across((pair,), OWN_SPLIT)
+
+
+def splits_of(suite: str) -> tuple[str, ...]:
+    """Return the splits that a suite has, by the suite's name."""
+    return {"data": (*SPLITS, HELD_OUT_SPLIT), "folders": (OWN_SPLIT,)}.get(suite, SPLITS)
+
+
+def contents(folder: Path) -> str:
+    """Return a hash of what lies in a folder of data: names and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _across(pairs: tuple[Pair, ...], split: str) -> PairSuite:
+    return PairSuite(pairs=pairs, split=split, width=WIDTH, pretrain_steps=PRETRAIN_STEPS)
+
+
+def _dealt(source: Domain) -> tuple[Domain, Domain]:
+    order = np.random.default_rng(zlib.crc32(source.name.encode())).permutation(len(source))
+    cut = len(order) * 4 // 5
+    return source.take(order[:cut]), source.take(order[cut:])
