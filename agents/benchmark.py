@@ -23,7 +23,7 @@ from lepton_rl.agents.rows import RowFile, fingerprint, joined, write_json
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.datasets import contents, data_folder, data_suite, folder_suite
 from lepton_rl.errors import InputError
-from lepton_rl.manifest import write_manifest
+from lepton_rl.manifest import check_free, write_manifest
 from lepton_rl.report import benchmark_report
 from lepton_rl.report.figures import write_figures
 from lepton_rl.report.tables import write_tables
@@ -83,6 +83,7 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
 def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None) -> dict[str, Any]:
     """Make a sample of a submission's cells again, and return their summary with what was found."""
     told = read_submission(path)
+    check_free(config.out)  # never among the rows of a benchmark
     local = {key: getattr(config, key) for key in (*LOCAL, "policy") if key not in ("submit", "verify")}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.arguments.items()}
     known = {field.name for field in fields(BenchmarkConfig)}
@@ -100,9 +101,7 @@ def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None)
     plan(theirs)
     make_suite = make_suite or _suite(theirs)
     rows_file = RowFile(config.out / "rows.jsonl")
-    joined(config.out, mine)
     write_manifest(config.out, command="lepton benchmark", arguments={"verify": str(path)}, extra={"fingerprint": mine})
-    rows_file.rewrite([])
     cells = [Cell(place=place_of(group[0]), arm=group[0]["arm"]) for group in groups]
     _make(cells, _bench(theirs, make_suite, mine), theirs)
     made = sorted(rows_file.read(), key=row_order)

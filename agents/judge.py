@@ -5,14 +5,11 @@ import time
 from typing import Any
 
 from lepton_rl.agents.arm import SingleArm, Storage, Trial, TunerArm, best_so_far
-from lepton_rl.agents.metering import attach
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.meter import Meter, measuring
 from lepton_rl.rollout import RunResult
 from lepton_rl.task import AdaptationTask
-
-attach()
 
 Row = dict[str, Any]
 

@@ -31,6 +31,8 @@ class TrainConfig:
     """Decisions per lane and rollout (SB3's n_steps); an episode has at most 8."""
     workers: int = 2
     """Processes that step the lanes on a CPU; 1 steps them in this process."""
+    engine: Literal["auto", "workers", "fleet"] = "auto"
+    """Worker processes or fleets; auto measures which is faster and keeps to it when the training is resumed."""
     device: str = "cpu"
     """Where the inner networks train: cpu or cuda (one fleet per architecture)."""
     learning_rate: float = 3e-4

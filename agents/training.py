@@ -5,8 +5,9 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from lepton_rl.agents.ppo import (
 )
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.train import TrainConfig
-from lepton_rl.agents.training_env import NormalisedVecEnv, Watcher, make_env, observation_statistics
+from lepton_rl.agents.training_env import NormalisedVecEnv, Watcher, faster_engine, make_env, observation_statistics
 from lepton_rl.agents.validation import greedy_accuracies
 from lepton_rl.agents.workers import WorkerDied
 from lepton_rl.artifact import PolicyArtifact
@@ -56,6 +57,8 @@ class Training:
     """
 
     def __init__(self, config: TrainConfig, say: Say = lambda _: None) -> None:
+        # Fixed once: fleets and workers agree up to rounding only, and a resumed training must agree to the bit.
+        config = replace(config, engine=self._recorded_engine(config) or faster_engine(config))
         self.config, self._say = config, say
         arguments = {key: value for key, value in asdict(config).items() if key not in ("out", "workers")}
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
@@ -72,6 +75,14 @@ class Training:
         else:
             self.mean, self.std = saved["observation.mean"], saved["observation.std"]
         self.model = self._make_model(saved)
+
+    def _recorded_engine(self, config: TrainConfig) -> Literal["workers", "fleet"] | None:
+        """Return the engine that a training found in the folder was started with, when the arguments leave it open."""
+        if config.engine == "auto" and (config.out / MANIFEST).is_file():
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # a damaged manifest is reported later
+                engine = json.loads((config.out / MANIFEST).read_bytes())["arguments"]["engine"]
+                return "fleet" if engine == "fleet" else "workers"
+        return None
 
     def _make_model(self, saved: Mapping[str, Tensor] | None) -> ResumablePPO:
         config = self.config

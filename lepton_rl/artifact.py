@@ -101,9 +101,7 @@ class PolicyArtifact:
         described = _description(content, name)
         _check_schema(described, name)
         tensors = _tensors(content, described, name)
-        layers = tuple(
-            (tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(described["layers"])
-        )
+        layers = tuple((tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(described["layers"]))
         _check_shapes(tensors, layers, name)
         settings = described["settings"]
         if not isinstance(settings, dict):

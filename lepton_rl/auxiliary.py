@@ -51,9 +51,7 @@ class AuxiliaryHeads:
         lanes, d = self.flat.shape[0], self.width
         sizes = (d * HIDDEN, HIDDEN, HIDDEN, 1, d * N_ROTATIONS, N_ROTATIONS)
         shapes = ((d, HIDDEN), (1, HIDDEN), (HIDDEN, 1), (1, 1), (d, N_ROTATIONS), (1, N_ROTATIONS))
-        return tuple(
-            part.reshape(lanes, *shape) for part, shape in zip(self.flat.split(sizes, 1), shapes, strict=True)
-        )
+        return tuple(part.reshape(lanes, *shape) for part, shape in zip(self.flat.split(sizes, 1), shapes, strict=True))
 
     def adversarial(self, features_s: Tensor, features_t: Tensor) -> Tensor:
         """Return the discriminator's loss `[lanes]`; its gradient reaches the features reversed.

@@ -113,9 +113,7 @@ def mmd2_ratio(features_s: Tensor, features_t: Tensor, bandwidths: Sequence[floa
     return (within_s + within_t - 2.0 * across) / (1.0 - within_s).clamp_min(1e-3)
 
 
-def _mean_kernels(
-    features_s: Tensor, features_t: Tensor, bandwidths: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _mean_kernels(features_s: Tensor, features_t: Tensor, bandwidths: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean kernels of two different source rows, two different target rows and one of each."""
     scale = mean_squared_distance(features_s)
     centre = torch.cat([features_s, features_t], -2).mean(-2, keepdim=True)

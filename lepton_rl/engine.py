@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lepton_rl import streams
+from lepton_rl import meter, streams
 from lepton_rl.augment import augment
 from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.controls import Controls
@@ -210,6 +210,7 @@ class Engine(ABC):
             slopes=torch.where(moved, stats.slopes, self._stats.slopes),
             gradient_norm=stats.gradient_norm,
         )
+        meter.count(sum(steps))
         return self._stats
 
     def _lane_facts(self) -> Lanes:
@@ -315,6 +316,7 @@ class Engine(ABC):
         Returns:
             Features `[lanes, n, d]` and logits `[lanes, n, k]`.
         """
+        meter.count(0, images.shape[0] * images.shape[1])
         parts = [
             self._forward(self._normalise(self._unit(chunk)), side, False, None) for chunk in images.split(CHUNK, 1)
         ]
@@ -323,6 +325,7 @@ class Engine(ABC):
 
     def _predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """Run the network in evaluation mode on images of the pool."""
+        meter.count(0, rows.numel())
         parts = [self._forward_rows(chunk, side, False, None) for chunk in rows.split(CHUNK, 1)]
         return torch.cat([f for f, _ in parts], dim=1), self._mask(torch.cat([z for _, z in parts], dim=1))
 

@@ -50,9 +50,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *_conv(n_in, n_out, stride, norm), nn.ReLU(), *_conv(n_out, n_out, 1, norm)
-        )
+        self.body = nn.Sequential(*_conv(n_in, n_out, stride, norm), nn.ReLU(), *_conv(n_out, n_out, 1, norm))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or n_in != n_out:
             self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False), norm(n_out))

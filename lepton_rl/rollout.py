@@ -104,7 +104,7 @@ def rollout(
         history.append(_row(run, observation, action, score, began))
     if callback:
         callback(history[-1])
-    chosen, reason = _choose(engine, candidates)
+    chosen, reason = choose_weights(engine, candidates)
     return RunResult(
         engine=engine,
         chosen=chosen.name,
@@ -123,7 +123,7 @@ def _original(engine: Engine, run: AdaptationRun) -> Candidate:
     return Candidate(name=ORIGINAL, weights=run.checkpoint(0), score=score)
 
 
-def _choose(engine: Engine, candidates: list[Candidate]) -> tuple[Candidate, str]:
+def choose_weights(engine: Engine, candidates: list[Candidate]) -> tuple[Candidate, str]:
     """Choose, and leave the engine with the chosen weights."""
     has_probe = bool(engine.length["target_probe"][0] > 0)
     margin = MARGIN_PROBE if has_probe else MARGIN_FREE

@@ -221,9 +221,7 @@ def measure(engine: Engine, views: Views, memory: Memory, facts: list[TaskFacts]
         "density": validators.soft_neighbourhood_density(target_features=target.features),
         "prior_distance": -validators.prior_match(target_logits=target.logits, source_prior=priors),
         "marginal_drift": -validators.prior_match(target_logits=target.logits, source_prior=start_marginal),
-        "agreement_with_start": validators.agreement(
-            target_logits=target.logits, reference_logits=memory.start_logits
-        ),
+        "agreement_with_start": validators.agreement(target_logits=target.logits, reference_logits=memory.start_logits),
         "agreement_with_last": validators.agreement(target_logits=target.logits, reference_logits=memory.last_logits),
         "coral": discrepancy.coral_distance(views.source.features, target.features),
         "mmd": torch.tanh(discrepancy.mmd2_ratio(views.source.features, target.features) / 10),

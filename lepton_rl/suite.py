@@ -111,9 +111,7 @@ def _target_shifts(rng: np.random.Generator, split: str) -> tuple[Shift, ...]:
     return tuple(shifts)
 
 
-def _shift(
-    rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: float, seed: int | None = None
-) -> Shift:
+def _shift(rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: float, seed: int | None = None) -> Shift:
     kind, severity = str(rng.choice(kinds)), round(float(rng.uniform(low, high)), 1)
     return Shift(kind=kind, severity=severity, seed=int(rng.integers(2**31)) if seed is None else seed)
 
@@ -178,9 +176,7 @@ class TaskSuite:
             target_probe=parts.probe,
             target_unlabelled=parts.unlabelled.without_labels(),
         )
-        hidden = HiddenTask(
-            target_eval=parts.eval, target_test=parts.test, target_train_labels=parts.unlabelled.labels
-        )
+        hidden = HiddenTask(target_eval=parts.eval, target_test=parts.test, target_train_labels=parts.unlabelled.labels)
         return AdaptationTask(visible=visible, hidden=hidden, split=recipe.split, facts=_facts(recipe))
 
     def _halves(self, base: str) -> tuple[Domain, Domain]:

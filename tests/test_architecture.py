@@ -132,9 +132,7 @@ def test_packages_install_inside_lepton_rl_only(tmp_path):
         "assert 'envs' not in sys.modules and 'agents' not in sys.modules; "
         "print(lepton_rl.envs.__name__, lepton_rl.agents.__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, [ENVS, AGENTS]), done.stderr
     assert not set(LINKS) & set(sys.modules)
 

@@ -171,6 +171,10 @@ def test_a_submission_holds_rows_versions_and_hashes_and_is_confirmed(submitted,
     summary = benchmark(configure(tmp_path / "out", verify=submitted), TinySuite)
     assert "4 of its cells were made again and confirmed, equal but for seconds" in summary_table(summary)
     assert {row["arm"] for row in rows_of(tmp_path / "out")} == set(QUICK)
+    before = (submitted.parent / "out" / "rows.jsonl").read_bytes()
+    with pytest.raises(InputError, match="is not empty"):
+        benchmark(configure(submitted.parent / "out", verify=submitted), TinySuite)
+    assert (submitted.parent / "out" / "rows.jsonl").read_bytes() == before
 
 
 def changed(submitted, path, change, rehash=True):

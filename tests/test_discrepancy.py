@@ -60,10 +60,7 @@ def _naive_mmd2(s: np.ndarray, t: np.ndarray) -> float:
 
 def _naive_squared_norm(x: np.ndarray) -> float:
     """The U-statistic over four different rows whose mean is the trace of the squared covariance."""
-    values = [
-        (a @ b) ** 2 - 2 * (a @ b) * (b @ c) + (a @ b) * (c @ d)
-        for a, b, c, d in itertools.permutations(x, 4)
-    ]
+    values = [(a @ b) ** 2 - 2 * (a @ b) * (b @ c) + (a @ b) * (c @ d) for a, b, c, d in itertools.permutations(x, 4)]
     return float(np.mean(values))
 
 
@@ -192,9 +189,7 @@ def test_shifts_equal_naive(seed: int, b_s: int, b_t: int, d: int) -> None:
         gap = correction * (x.mean() - y.mean()) ** 2 - var_x / b_s - var_y / b_t
         mean_parts.append(min(gap / ((var_x + var_y) / 2), 100.0))
         variance_parts.append(min(abs(math.log(var_y / var_x)), 10.0))
-    assert mean_shift(s, t).item() == pytest.approx(
-        math.sqrt(max(np.mean(mean_parts), 0)), rel=1e-9, abs=1e-7
-    )
+    assert mean_shift(s, t).item() == pytest.approx(math.sqrt(max(np.mean(mean_parts), 0)), rel=1e-9, abs=1e-7)
     assert variance_shift(s, t).item() == pytest.approx(np.mean(variance_parts), rel=1e-9)
 
 

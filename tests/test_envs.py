@@ -132,7 +132,11 @@ def test_lanes_do_what_single_environments_do(suite, fleet):
 
 def test_sub_environments_are_available_by_make_vec_sync(suite):
     env = gymnasium.make_vec(
-        ENV_ID, num_envs=2, vectorization_mode="sync", suite=suite, tasks=2,
+        ENV_ID,
+        num_envs=2,
+        vectorization_mode="sync",
+        suite=suite,
+        tasks=2,
         vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
     )
     observations, _ = env.reset(seed=0)

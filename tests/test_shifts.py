@@ -67,9 +67,7 @@ def test_registry() -> None:
     seed=st.integers(0, 2**40),
     shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40)),
 )
-def test_any_shift_keeps_the_contract(
-    kind: str, severity: float, seed: int, shape: tuple[int, int, int, int]
-) -> None:
+def test_any_shift_keeps_the_contract(kind: str, severity: float, seed: int, shape: tuple[int, int, int, int]) -> None:
     domain = random_domain(*shape)
     before = domain.images.copy()
     shift = Shift(kind=kind, severity=severity, seed=seed)
@@ -93,9 +91,7 @@ def test_extreme_sizes(kind: str, shape: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("kind", SHIFT_KINDS)
 def test_severity_grows_and_content_survives(kind: str, digits: Domain) -> None:
     seeds = range(4)
-    weak, middle, strong = (
-        np.mean([change(kind, s, digits, seed) for seed in seeds]) for s in (0.1, 0.5, 1.0)
-    )
+    weak, middle, strong = (np.mean([change(kind, s, digits, seed) for seed in seeds]) for s in (0.1, 0.5, 1.0))
     assert 0 < weak < middle < strong
 
 
@@ -141,9 +137,7 @@ def test_what_the_domain_shares_is_the_same_for_every_part_and_split(monkeypatch
     monkeypatch.setattr("lepton_rl.shifts._PART_VALUES", 64)  # one image a part
     assert (Shift(kind="stripes", severity=1.0, seed=3)(domain).images == whole).all()
     split = Shift(kind="occlusion", severity=1.0, seed=3)(domain.take([5, 6])).images
-    assert set(np.unique(split)) == set(
-        np.unique(Shift(kind="occlusion", severity=1.0, seed=3)(domain).images)
-    )
+    assert set(np.unique(split)) == set(np.unique(Shift(kind="occlusion", severity=1.0, seed=3)(domain).images))
 
 
 def test_name_and_compose() -> None:
@@ -176,9 +170,7 @@ def test_photometric_numbers() -> None:
     assert abs((high - low) - 120) <= 10  # 0.6 of 200, jitter up to 10 % of the 0.4
 
 
-@pytest.mark.parametrize(
-    "kind", ["blur", "motion_blur", "pixelate", "stroke_thin", "stroke_thick", "contrast"]
-)
+@pytest.mark.parametrize("kind", ["blur", "motion_blur", "pixelate", "stroke_thin", "stroke_thick", "contrast"])
 @pytest.mark.parametrize("kind2", ["rotate", "scale", "translate", "shear", "perspective", "elastic"])
 def test_flat_images_stay_flat(kind: str, kind2: str) -> None:
     shifts = [Shift(kind=kind, severity=1.0), Shift(kind=kind2, severity=1.0)]
@@ -205,9 +197,7 @@ def test_rotation_keeps_the_shape_of_wide_images() -> None:
 
 
 def test_matrices_by_hand() -> None:
-    assert interpolation_matrix(4, 2) == pytest.approx(
-        np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]), abs=1e-6
-    )
+    assert interpolation_matrix(4, 2) == pytest.approx(np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]), abs=1e-6)
     blurred = blur_matrix(9, 1.0)
     assert blurred.sum(axis=1) == pytest.approx(np.ones(9), abs=1e-6)
     assert blurred[4, 5] / blurred[4, 4] == pytest.approx(np.exp(-0.5), rel=1e-5)
@@ -274,9 +264,7 @@ def test_fast_enough() -> None:
     assert time.process_time() - start < 1.0 * len(SHIFT_KINDS)
 
 
-@pytest.mark.parametrize(
-    ("kind", "near"), [("blurr", "'blur'"), ("gausian_noise", "'gaussian_noise'"), ("", "'")]
-)
+@pytest.mark.parametrize(("kind", "near"), [("blurr", "'blur'"), ("gausian_noise", "'gaussian_noise'"), ("", "'")])
 def test_unknown_kind_names_the_nearest(kind: str, near: str) -> None:
     with pytest.raises(InputError, match=f"did you mean {near}"):
         Shift(kind=kind, severity=0.5)

@@ -41,9 +41,7 @@ def test_observations_stay_inside_the_box_whatever_is_done(suite, index, data):
 
 def test_absent_data_are_zero_with_a_flag(suite):
     few = next(t for t in (suite.task("train", i, "few-label") for i in range(30)) if t.visible.source_train)
-    bare = replace(
-        few.visible, source_train=None, source_val=None, target_support=None, target_probe=None, name="bare"
-    )
+    bare = replace(few.visible, source_train=None, source_val=None, target_support=None, target_probe=None, name="bare")
     seen = dict(zip(SIGNAL_NAMES, start(few.visible)[1][0].tolist(), strict=True))
     none = dict(zip(SIGNAL_NAMES, start(bare)[1][0].tolist(), strict=True))
     for name in ("has_source", "has_labels", "source_accuracy"):

@@ -71,9 +71,7 @@ def test_no_image_is_in_two_splits(suite, index):
 
 
 def test_label_skew_thins_classes_but_not_the_few_labels(suite):
-    recipe = replace(
-        suite.recipe("train", 0), target_shifts=(), label_skew=1.5, labels_per_class=5, label_noise=0.0
-    )
+    recipe = replace(suite.recipe("train", 0), target_shifts=(), label_skew=1.5, labels_per_class=5, label_noise=0.0)
     task = suite.make(recipe)
     counts = np.sort(np.bincount(task.hidden.target_train_labels, minlength=10))
     assert counts[-1] > 5 * max(1, counts[0])

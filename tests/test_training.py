@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from stable_baselines3 import PPO
 
 from lepton_rl.agents import training as training_module
+from lepton_rl.agents import training_env
 from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv, lane_info
 from lepton_rl.agents.train import TrainConfig, train
 from lepton_rl.agents.workers import WorkerVectorEnv
 from lepton_rl.artifact import PolicyArtifact
+from lepton_rl.choice import Choice
 from lepton_rl.controls import ACTION_SIZES, KEEP
 from lepton_rl.envs import FineTuneVectorEnv, session
 from lepton_rl.envs.spaces import action_space, observation_space
@@ -129,8 +131,17 @@ def test_workers_do_what_one_process_does(suite):
 @pytest.fixture
 def tiny(suite, monkeypatch):
     monkeypatch.setitem(session.SUITES, "digits", lambda: suite)
-    return {"tasks": 2, "n_envs": 2, "n_steps": 9, "batch_size": 18, "workers": 1, "validate_every": 2, "seed": 3,
-            "validation_tasks": 1}  # fmt: skip
+    return {
+        "tasks": 2,
+        "n_envs": 2,
+        "n_steps": 9,
+        "batch_size": 18,
+        "workers": 1,
+        "engine": "workers",
+        "validate_every": 2,
+        "validation_tasks": 1,
+        "seed": 3,
+    }
 
 
 def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
@@ -172,3 +183,17 @@ def test_a_damaged_checkpoint_is_said(tiny, tmp_path: Path):
 def test_wrong_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):
         TrainConfig(**{name: value})
+
+
+def test_the_engine_is_measured_once_and_kept(tiny, tmp_path: Path, monkeypatch):
+    measured = []
+
+    def fleet(*args, **kwargs):
+        measured.append(args)
+        return Choice(kind="fleet", fleet=2.0, workers=1.0)
+
+    monkeypatch.setattr(training_env, "choose_engine", fleet)
+    for rollouts in (1, 2):
+        out = train(TrainConfig(out=tmp_path, rollouts=rollouts, **{**tiny, "engine": "auto"}), progress=False)
+    assert len(measured) == 1
+    assert "--engine fleet" in PolicyArtifact.load(out).card["command"]

@@ -91,9 +91,7 @@ def test_the_table_holds_scores_that_see_target_logits_only() -> None:
         (mean_confidence, 1.0, 0.25),
     ],
 )
-def test_certain_and_even_predictions_by_hand(
-    function: Callable[..., Tensor], certain: float, even: float
-) -> None:
+def test_certain_and_even_predictions_by_hand(function: Callable[..., Tensor], certain: float, even: float) -> None:
     assert function(target_logits=CERTAIN).item() == pytest.approx(certain, abs=1e-12)
     assert function(target_logits=EVEN).item() == pytest.approx(even, abs=1e-12)
 

@@ -66,7 +66,7 @@ class _Member:
 
     def finish(self, seconds: float) -> RunResult:
         """Let the guard choose, as in every run."""
-        chosen, reason = runs_of._choose(self.engine, self.candidates)
+        chosen, reason = runs_of.choose_weights(self.engine, self.candidates)
         return RunResult(
             engine=self.engine,
             chosen=chosen.name,

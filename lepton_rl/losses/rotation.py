@@ -26,9 +26,7 @@ def rotate_batch(images: Tensor, quarter_turns: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     if height != width:
-        raise InputError(
-            f"images are {height}x{width}, rotation needs square ones: resize them or switch rotation off"
-        )
+        raise InputError(f"images are {height}x{width}, rotation needs square ones: resize them or switch rotation off")
     turns = quarter_turns.remainder(4)[..., None, None, None]
     turned = images
     for count in (1, 2, 3):

@@ -132,9 +132,7 @@ def _scores(history: Sequence[Decision]) -> str:
         for (name, values), color in zip(lines, PALETTE, strict=False)
     ]
     layout: dict[str, object] = {"xaxis_title": "gradient steps", "showlegend": True}
-    said = note(
-        "What the run could see of itself. The visible score chooses the final weights; higher is better."
-    )
+    said = note("What the run could see of itself. The visible score chooses the final weights; higher is better.")
     return said + f'<div class="plot">{plot(traces, name="scores", height=320, layout=layout)}</div>'
 
 
@@ -146,9 +144,7 @@ def _knobs(history: Sequence[Decision]) -> str:
         values = [row.controls.get(name, math.nan) for row in history]
         drawn = _knob(f"knob-{index}", steps, values, logarithmic=name not in LINEAR_KNOBS)
         parts.append(f"<div><h3>{escape(readable(name))}</h3>{drawn}</div>")
-    return (
-        note("Weights and the learning rate are on log axes.") + f'<div class="grid">{"".join(parts)}</div>'
-    )
+    return note("Weights and the learning rate are on log axes.") + f'<div class="grid">{"".join(parts)}</div>'
 
 
 def _knob(name: str, steps: list[int], values: list[float], *, logarithmic: bool) -> str:

@@ -114,9 +114,7 @@ def manifest_table(manifest: dict[str, object]) -> str:
     rows = []
     for key in sorted(manifest):
         value = manifest[key]
-        rows.append(
-            (key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
-        )
+        rows.append((key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)))
     return '<div class="facts">' + table(("entry", "value"), rows, words=2) + "</div>"
 
 

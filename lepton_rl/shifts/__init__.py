@@ -51,9 +51,7 @@ HELD_OUT_KINDS: tuple[str, ...] = ("background", "elastic", "pixelate", "stripes
 """Kinds that no policy is trained on; each differs in nature from the others, not only in its numbers."""
 TRAIN_KINDS: tuple[str, ...] = tuple(kind for kind in SHIFT_KINDS if kind not in HELD_OUT_KINDS)
 
-_PART_VALUES = (
-    2**22
-)  # pixel values worked on at once, so that large domains do not fill the memory with floats
+_PART_VALUES = 2**22  # pixel values worked on at once, so that large domains do not fill the memory with floats
 
 
 @dataclass(frozen=True, kw_only=True)

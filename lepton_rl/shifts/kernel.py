@@ -74,9 +74,7 @@ def interpolation_matrix(n_out: int, n_in: int) -> FloatImages:
 def smooth_noise(shape: Sequence[int], cells: int, rng: np.random.Generator) -> FloatImages:
     """Draw smooth standard normal fields `[n, c, h, w]` that vary over about 1/`cells` of the image."""
     coarse = rng.standard_normal((shape[0], shape[1], cells, cells), dtype=np.float32)
-    return apply_rows_columns(
-        coarse, interpolation_matrix(shape[2], cells), interpolation_matrix(shape[3], cells)
-    )
+    return apply_rows_columns(coarse, interpolation_matrix(shape[2], cells), interpolation_matrix(shape[3], cells))
 
 
 def plane(images: FloatImages, angle: float) -> FloatImages:
