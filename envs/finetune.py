@@ -72,8 +72,8 @@ class FineTuneEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ```
     `suite` is `"digits"` or a `TaskSuite`; `split` one of `lepton_rl.suite.SPLITS`; `tasks` how many tasks of it are
     drawn from; `regime` `"few-label"`, `"label-free"` or None for both; `architecture` a name of
-    `lepton_rl.models.ARCHITECTURES` or None for each task's own; `settings` the `ControlSettings` at the start, None for
-    the tuned default; `action_cost` points per moved knob.
+    `lepton_rl.models.ARCHITECTURES` or None for each task's own; `settings` the `ControlSettings` at the start, None
+    for the tuned default; `action_cost` points per moved knob.
 
     ## Vectorised use
     `gymnasium.make_vec("lepton_rl/FineTune-v0", num_envs=N, vectorization_mode="vector_entry_point")`: see

@@ -65,8 +65,8 @@ def make_quick():
 
 
 def config(out, rollouts):
-    return TrainConfig(out=out, rollouts=rollouts, engine="workers", n_envs=2, n_steps=8, batch_size=16, n_epochs=2, hidden=(8,),
-                       validation_tasks=2, validate_every=2, workers=1, seed=5)  # fmt: skip
+    return TrainConfig(out=out, rollouts=rollouts, engine="workers", n_envs=2, n_steps=8, batch_size=16, n_epochs=2,
+                       hidden=(8,), validation_tasks=2, validate_every=2, workers=1, seed=5)  # fmt: skip
 
 
 def in_child(work):
