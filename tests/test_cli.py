@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import lepton_rl.apply
 from lepton_rl import Domain, Shift, __version__
-from lepton_rl.artifact import PolicyArtifact, shipped_policy_path
+from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cli import COMMANDS, main
 from lepton_rl.controls import ACTION_SIZES
 from lepton_rl.demo import demo_table
@@ -395,7 +395,6 @@ def test_cells_that_failed_are_told_in_one_line(tmp_path, capsys, monkeypatch):
 # ----- what the README promises
 
 
-@pytest.mark.skipif(not shipped_policy_path().exists(), reason="this checkout has no shipped policy")
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
