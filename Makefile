@@ -32,7 +32,7 @@ demo: .venv/installed
 	$(BIN)/lepton demo --out runs/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/python -m ruff check .
