@@ -24,12 +24,12 @@ import tyro
 from lepton_rl.agents.arms.found import PER_REGIME
 from lepton_rl.agents.default_search import first_guesses
 from lepton_rl.agents.search_space import Space
+from lepton_rl.agents.validation import played_accuracy
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import tuned_default
-from lepton_rl.envs.session import SessionConfig, eval_accuracy
+from lepton_rl.envs.session import SessionConfig
 from lepton_rl.policy import Policy
-from lepton_rl.run import DECISIONS, AdaptationRun
-from lepton_rl.solo import SoloEngine
+from lepton_rl.run import DECISIONS
 from lepton_rl.suite import TaskSuite
 from lepton_rl.task import REGIMES, Regime
 
@@ -145,12 +145,4 @@ def _start_worker(suite: str) -> None:
 def _play(job: Job) -> float:
     policy, index, regime = job
     assert _suite is not None
-    task = _suite.task("train", index, regime)
-    seed = int(task.facts["seed"])
-    engine = SoloEngine(task.visible)
-    run = AdaptationRun(engine)
-    observation = run.start({0: (task.visible, seed, policy.settings)})
-    while not run.over[0]:
-        action = policy.act(observation, torch.tensor([run.decision[0]]), torch.tensor([seed]))
-        observation, _ = run.step(action)
-    return eval_accuracy(engine, [task])[0]
+    return played_accuracy(policy, _suite.task("train", index, regime))

@@ -11,6 +11,7 @@ from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
 from lepton_rl.suite import TaskSuite
+from lepton_rl.task import AdaptationTask
 
 _suites: dict[str, TaskSuite] = {}
 
@@ -38,7 +39,11 @@ def _same(play: Callable[[int], float]) -> Callable[[int], float]:
 def _accuracy(policy: Policy, suite: str, split: str, index: int) -> float:
     if suite not in _suites:
         _suites[suite] = SessionConfig(suite=suite).make_suite()
-    task = _suites[suite].task(split, index)
+    return played_accuracy(policy, _suites[suite].task(split, index))
+
+
+def played_accuracy(policy: Policy, task: AdaptationTask) -> float:
+    """Play a task once, without the guard, and return the final accuracy on target_eval, 0..1; privileged."""
     seed = int(task.facts["seed"])
     engine = SoloEngine(task.visible)
     run = AdaptationRun(engine)

@@ -130,7 +130,8 @@ class Session:
         config: What to play.
         lanes: Number of lanes.
         fleet: Whether to use a `FleetEngine`, which needs one architecture for all lanes.
-        first_lane: Number of the first lane, when a session holds a part of a larger one.
+        architecture: Kind of all networks; None = each task's own.
+        suite: Shared between sessions, or None to make the configured one.
         defaults: Shared memory of default runs, or None for one of its own.
     """
 

@@ -2,7 +2,7 @@
 
 `VisibleTask` is all that a policy, a tuner, an engine or a validator is ever given. `HiddenTask` holds the
 privileged splits: `target_eval` for the reward in training, `target_test` for the final report. The wall
-between them is the type: nothing that takes a `VisibleTask` can read a hidden label (DESIGN section 4).
+between them is the type: nothing that takes a `VisibleTask` can read a hidden label.
 """
 
 from dataclasses import dataclass, field
