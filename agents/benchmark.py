@@ -13,26 +13,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lepton_rl.agents.arms import closest, find_arm
-from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row, Suite
+from lepton_rl.agents.arms import find_arm
+from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row
 from lepton_rl.agents.crew import Crew, Done, cores
 from lepton_rl.agents.leaderboard import LOCAL, TOLERANCE, differences, read_submission, sampled, submit
 from lepton_rl.agents.plan import BenchmarkConfig, described, finished, notes, place_of, plan, row_order
 from lepton_rl.agents.ray_crew import RayCrew
 from lepton_rl.agents.rows import RowFile, fingerprint, joined, write_json
 from lepton_rl.agents.statistics import summarise
-from lepton_rl.datasets import contents, data_folder, data_suite, folder_suite
+from lepton_rl.agents.suites import SUITES, MakeSuite, SuiteChoice
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import check_free, write_manifest
 from lepton_rl.report import benchmark_report
 from lepton_rl.report.figures import write_figures
 from lepton_rl.report.tables import write_tables
-from lepton_rl.suite import TaskSuite
 
 __all__ = ["SUITES", "BenchmarkConfig", "CellsFailed", "benchmark", "summary_table"]
-
-MakeSuite = Callable[[], Suite]
-SUITES = ("digits", "data", "folders")
 
 
 class CellsFailed(RuntimeError):
@@ -53,7 +49,7 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
     """
     if config.verify is not None:
         return _verified(config, config.verify, make_suite)
-    make_suite = make_suite or _suite(config)
+    make_suite = make_suite or _suite(config).maker()
     cells = plan(config)
     common = joined(config.out, _fingerprint(config))
     rows_file = RowFile(config.out / "rows.jsonl")
@@ -99,7 +95,7 @@ def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None)
         )
     groups = sampled(told.rows, config.seed)
     plan(theirs)
-    make_suite = make_suite or _suite(theirs)
+    make_suite = make_suite or _suite(theirs).maker()
     rows_file = RowFile(config.out / "rows.jsonl")
     write_manifest(config.out, command="lepton benchmark", arguments={"verify": str(path)}, extra={"fingerprint": mine})
     cells = [Cell(place=place_of(group[0]), arm=group[0]["arm"]) for group in groups]
@@ -136,27 +132,16 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *summary.get("notes", [])])
 
 
-def _suite(config: BenchmarkConfig) -> MakeSuite:
-    if config.suite == "digits":
-        return TaskSuite.digits
-    if config.suite == "data":
-        return functools.partial(data_suite, data_folder(config.data), config.size)
-    if config.suite == "folders":
-        if config.source is None or config.target is None:
-            raise InputError("suite 'folders' needs two folders of images: give --source and --target")
-        return functools.partial(folder_suite, config.source, config.target, config.size)
-    raise InputError(f"suite {config.suite!r} is unknown: {closest(config.suite, list(SUITES))}")
+def _suite(config: BenchmarkConfig) -> SuiteChoice:
+    return SuiteChoice(
+        name=config.suite, data=config.data, source=config.source, target=config.target, size=config.size
+    )
 
 
 def _fingerprint(config: BenchmarkConfig) -> dict[str, Any]:
     learned = any(find_arm(arm).needs_policy for arm in config.arms)
     policy = config.policy if learned else None
-    folders: list[Path | None] = []
-    if config.suite == "data":
-        folders = [data_folder(config.data)]
-    elif config.suite == "folders":
-        folders = [config.source, config.target]
-    data = "-".join([str(config.size), *(contents(folder) for folder in folders if folder)]) if folders else None
+    data = _suite(config).contents()
     return fingerprint(suite=config.suite, regime=config.regime, seed=config.seed, policy=policy, data=data)
 
 

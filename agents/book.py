@@ -24,7 +24,6 @@ RUNG = "completed_rung_"  # what successive halving compares with
 
 def open_book(storage: Storage | None, space: Space) -> "Book":
     """Open what a search has kept, or begin anew."""
-    optuna.logging.set_verbosity(logging.WARNING)
     return _InDatabase(storage) if isinstance(storage, Database) else Book(storage, space)
 
 
@@ -40,6 +39,7 @@ class Book:
     """
 
     def __init__(self, path: Path | None, space: Space) -> None:
+        optuna.logging.set_verbosity(logging.WARNING)
         self.study = optuna.create_study(study_name="cell", direction="maximize")
         self._path = path
         if path is not None:
@@ -74,6 +74,7 @@ class _InDatabase(Book):
     """A study in a database, which finishes or fails trials by itself."""
 
     def __init__(self, place: Database) -> None:
+        optuna.logging.set_verbosity(logging.WARNING)
         # No pool: every connection is closed after its use, however many cells there are.
         storage = optuna.storages.RDBStorage(place.url, engine_kwargs={"poolclass": NullPool})
         self.study = optuna.create_study(

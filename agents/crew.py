@@ -14,8 +14,10 @@ from typing import Any, Self
 import torch
 
 from lepton_rl.errors import InputError
+from lepton_rl.stopping import signals_held_back
 
 TRIES = 2
+CHECK_SECONDS = 0.5
 Handler = Callable[[Any], Any]
 
 
@@ -39,6 +41,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _go_on() -> None:
+    """Ask nobody."""
+
+
 class Crew:
     """A context manager that does jobs in spawned processes with one thread each, or right here.
 
@@ -46,11 +52,13 @@ class Crew:
         workers: Number of processes; 1 works in this process, where a death cannot be survived.
         start: Called once in every process, when its first job arrives; returns what does a job. It, the jobs
             and the results travel between processes, so functions must be importable.
+        check: Called here between jobs, and twice a second while other processes work: what it raises ends the
+            context, and the jobs at hand are abandoned.
     """
 
-    def __init__(self, workers: int, start: Callable[[], Handler]) -> None:
+    def __init__(self, workers: int, start: Callable[[], Handler], check: Callable[[], None] = _go_on) -> None:
         """Plan the processes; they start with the context."""
-        self._start = start
+        self._start, self._check = start, check
         self._size = workers
         self._workers: list[_Worker] = []
         self._here = Lazy(start)
@@ -73,14 +81,18 @@ class Crew:
         if self._size > 1:
             yield from self._run_apart(deque(jobs))
         else:
-            yield from (attempt(self._here, job) for job in jobs)
+            for job in jobs:
+                self._check()
+                yield attempt(self._here, job)
+            self._check()
 
     def _run_apart(self, waiting: deque[Any]) -> Iterator[Done]:
         deaths: Counter[Any] = Counter()
         in_a_row = 0
         while waiting or any(worker.busy for worker in self._workers):
+            self._check()
             self._hand_out(waiting)
-            ready = wait([worker.connection for worker in self._workers if worker.busy])
+            ready = wait([worker.connection for worker in self._workers if worker.busy], timeout=CHECK_SECONDS)
             for i, worker in enumerate(self._workers):
                 if not worker.busy or worker.connection not in ready:
                     continue
@@ -95,6 +107,7 @@ class Crew:
                         continue
                     done = Done(job=job, problem=f"its worker died {TRIES} times ({worker.epitaph})")
                 yield done
+        self._check()
 
     def _hand_out(self, waiting: deque[Any]) -> None:
         """Give every idle worker a job; one that died while it had nothing to do is replaced."""
@@ -122,7 +135,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, start), daemon=True)
-        self.process.start()
+        with signals_held_back():  # the parent, asked to leave, decides what becomes of the job at hand
+            self.process.start()
         theirs.close()  # or a death would not end the pipe
         self.job: Any = None
         self.busy = False
@@ -160,7 +174,7 @@ class _Worker:
         self.connection.close()  # the process leaves when it has nothing more to read
         self.process.join(timeout=0.5 if at_once else 5)
         if self.process.is_alive():
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
 
 
@@ -178,7 +192,6 @@ class Lazy:
 
 
 def _work(connection: Connection, start: Callable[[], Handler]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
     handler = Lazy(start)

@@ -102,7 +102,7 @@ class OptunaTuner(TunerArm):
             began = time.perf_counter()
             # A sampler per trial: what trial k draws depends on the seed, k and the trials before it, not on
             # whether the process was killed in between.
-            study.sampler = self._make_sampler(seed, number)
+            study.sampler = make_sampler(self.sampler, seed, number)
             study.pruner = self._make_pruner(task)
             if self.warm and number == 0:
                 study.enqueue_trial(space.parameters(tuned_default()))
@@ -140,17 +140,19 @@ class OptunaTuner(TunerArm):
             return None, pruned.steps
         return result, result.steps
 
-    def _make_sampler(self, seed: int, number: int) -> optuna.samplers.BaseSampler:
-        words = np.random.SeedSequence((seed, number, zlib.crc32(self.sampler.encode()))).generate_state(1)
-        with warnings.catch_warnings():  # `group`, `multivariate` and Gaussian processes are marked experimental
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            make = cast(Any, SAMPLERS[self.sampler])
-            return cast(optuna.samplers.BaseSampler, make(seed=int(words[0]), **OPTIONS[self.sampler]))
-
     def _make_pruner(self, task: VisibleTask) -> optuna.pruners.BasePruner:
         if not self.hyperband:
             return optuna.pruners.NopPruner()
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=decisions_of(task.budget))
+
+
+def make_sampler(kind: str, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of trial `number`, with a stream of its own."""
+    words = np.random.SeedSequence((seed, number, zlib.crc32(kind.encode()))).generate_state(1)
+    with warnings.catch_warnings():  # `group`, `multivariate` and Gaussian processes are marked experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        make = cast(Any, SAMPLERS[kind])
+        return cast(optuna.samplers.BaseSampler, make(seed=int(words[0]), **OPTIONS[kind]))
 
 
 def _finite(score: float) -> float:

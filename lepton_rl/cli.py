@@ -75,14 +75,21 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
 
-    It is 0, 1 for work that failed and can be gone on with, 2 for what the user can put right, 75 when a signal
-    asked to stop and all is saved, 130 after Ctrl-C.
-
     Args:
         argv: Arguments without the program's name; default those of the process.
     """
+    return exit_code(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Work, and say in one line what went wrong.
+
+    Returns:
+        What `work` returns, 1 for work that failed and can be gone on with, 2 for what the user can put right, 75
+        when a signal asked to stop and all is saved, 130 after Ctrl-C.
+    """
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        return work()
     except KeyboardInterrupt:
         return _fail("interrupted: what is written is whole; the same command goes on, or begins again", INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe has gone, for example `head`

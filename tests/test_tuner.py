@@ -181,7 +181,7 @@ def test_searching_is_lazy_and_the_manifest_says_how(played):
     assert told["sampler"] == "TPESampler"
     assert told["start"] == "tuned default"
     assert told["optuna"] == optuna.__version__
-    sampler = find_arm("tpe")._make_sampler(7, 0)
+    sampler = module.make_sampler("tpe", 7, 0)
     assert sampler._n_startup_trials == told["options"]["n_startup_trials"] == 10
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, True, False)
 

@@ -1,0 +1,332 @@
+"""Search over training tasks for what is played without feedback: the tuned default, one per regime, a schedule.
+
+They are what policies start from and the opponents in every benchmark, so they get an honest search: Optuna's TPE
+over the policy's own knobs, on training tasks only, paid by `target_eval` as policies are. Poor trials stop after a
+third of the tasks. After every trial the best so far is on the disk, and so is the trial: a search that was killed
+has kept its result, and the same command goes on.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import optuna
+
+from lepton_rl.agents.book import Book
+from lepton_rl.agents.cells import Suite
+from lepton_rl.agents.crew import Crew
+from lepton_rl.agents.search_space import Space
+from lepton_rl.agents.suites import MakeSuite, SuiteChoice
+from lepton_rl.agents.tuner import SAMPLERS, make_sampler
+from lepton_rl.agents.validation import played_accuracy
+from lepton_rl.cache import write_atomically
+from lepton_rl.controls import LOSS_TERMS, ControlSettings, tuned_default
+from lepton_rl.datasets import OWN_SPLIT, splits_of
+from lepton_rl.errors import InputError
+from lepton_rl.lock import beside, locked
+from lepton_rl.meter import measuring
+from lepton_rl.policy import KeepPolicy, Policy, SchedulePolicy
+from lepton_rl.run import DECISIONS
+from lepton_rl.stopping import StopRequest, Unfinished, stop_on_signals
+from lepton_rl.task import REGIMES, Regime
+
+DEFAULT, PER_REGIME, SCHEDULE = "tuned-default", "tuned-default-per-regime", "tuned-schedule"
+FREE_TRIALS = 8  # that no pruner stops
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Search over the training tasks of a suite; what was killed goes on by the same command."""
+
+    out: Path | None = None
+    """JSON file to write after every trial; default the arm's own, in lepton_rl/defaults. Finished trials are kept
+    in the folder OUT.trials beside it."""
+    suite: str = "digits"
+    """Suite whose training part is used: digits, or data (with --data)."""
+    data: Path | None = None
+    """Folder of the .npz files of the suite data; default LEPTON_DATA."""
+    size: int = 16
+    """Side in pixels to which images of the suite data are brought, 16 or 28."""
+    tasks: int = 36
+    """Training tasks that a trial is judged by."""
+    trials: int = 48
+    """Trials, for each regime where there are several searches; poor ones stop after a third of the tasks."""
+    workers: int = 2
+    """Processes; what is found does not depend on it."""
+    seed: int = 0
+    """Seed of the sampler."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that find nothing."""
+        for name in ("tasks", "trials", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is out of range: expected 1 or more; raise --{name}")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative: expected 0 or more; mend --seed")
+
+    @property
+    def choice(self) -> SuiteChoice:
+        """The suite that is meant."""
+        return SuiteChoice(name=self.suite, data=self.data, size=self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """One policy on one training task, as it travels to a worker.
+
+    Attributes:
+        settings: What the run starts with, as JSON.
+        actions: What is done at its decisions.
+        index: Number of the training task.
+        regime: Label regime, or None for the task's own.
+    """
+
+    settings: str
+    actions: tuple[tuple[int, ...], ...]
+    index: int
+    regime: Regime | None
+
+    @property
+    def policy(self) -> Policy:
+        """What is played."""
+        settings = ControlSettings.from_json(self.settings)
+        return (
+            SchedulePolicy(actions=self.actions, settings=settings) if self.actions else KeepPolicy(settings=settings)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What came of a game.
+
+    Attributes:
+        accuracy: On `target_eval`, 0..1.
+        steps: Gradient steps.
+        images: Images evaluated outside of training steps.
+    """
+
+    accuracy: float
+    steps: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A search of its own.
+
+    Attributes:
+        name: For people, and of the file of its trials.
+        space: What is searched.
+        tasks: Number and regime of the tasks that a trial is judged by, in their order.
+        guesses: Tried first.
+    """
+
+    name: str
+    space: Space
+    tasks: tuple[tuple[int, Regime | None], ...]
+    guesses: tuple[ControlSettings, ...]
+
+
+class Search:
+    """The trials of a part, those of an earlier process included.
+
+    Args:
+        part: What is searched.
+        seed: Of the sampler.
+        folder: Where finished trials are kept.
+    """
+
+    def __init__(self, part: Part, seed: int, folder: Path) -> None:
+        self.part, self._seed = part, seed
+        self._book = Book(folder / f"{part.name.replace(', ', '-')}.jsonl", part.space)
+
+    @property
+    def done(self) -> int:
+        """How many trials are finished."""
+        return len(self._book.finished())
+
+    def spent(self, what: str) -> float:
+        """Sum up what all trials took: `steps`, `seconds`, `images` or `games`."""
+        return float(sum(trial.user_attrs["run"][what] for trial in self._book.finished()))
+
+    def best(self) -> Found:
+        """Return the best trial that was judged by all tasks."""
+        best = self._book.study.best_trial
+        policy = self.part.space.policy(optuna.trial.FixedTrial(best.params))
+        return {
+            "settings": asdict(policy.settings),
+            "actions": [list(action) for action in getattr(policy, "actions", ())],
+            "mean_accuracy": best.value,
+        }
+
+    def trial(self, crew: Crew) -> str:
+        """Make one trial and say what came of it."""
+        began, number, study = time.perf_counter(), self.done, self._book.study
+        # A sampler per trial: what trial k draws does not depend on whether the search was killed in between.
+        study.sampler = make_sampler("tpe", self._seed, number)
+        third = max(1, len(self.part.tasks) // 3)
+        study.pruner = optuna.pruners.MedianPruner(n_startup_trials=FREE_TRIALS, n_warmup_steps=third)
+        if number < len(self.part.guesses):
+            study.enqueue_trial(self.part.space.parameters(self.part.guesses[number]))
+        asked = study.ask()
+        games = self._games(self.part.space.policy(asked))
+        played: list[Played] = []
+        pruned = False
+        while len(played) < len(games) and not pruned:
+            played += _play_all(crew, games[len(played) : len(played) + third])
+            asked.report(_mean(played), len(played))
+            pruned = len(played) < len(games) and asked.should_prune()
+        run = {
+            "games": len(played),
+            "steps": sum(one.steps for one in played),
+            "images": sum(one.images for one in played),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        self._book.tell(asked, None if pruned else _mean(played), run)
+        return f"{self.part.name}, trial {number}: {_mean(played):.4f} over {len(played)} tasks"
+
+    def _games(self, policy: Policy) -> list[Game]:
+        settings, actions = policy.settings.to_json(), getattr(policy, "actions", ())
+        return [Game(settings=settings, actions=actions, index=i, regime=regime) for i, regime in self.part.tasks]
+
+
+def search(config: SearchConfig, what: str, make_suite: MakeSuite | None = None) -> Found:
+    """Search, write the JSON file after every trial, and return its content.
+
+    Args:
+        config: Where and how long.
+        what: `tuned-default`, `tuned-default-per-regime` or `tuned-schedule`.
+        make_suite: Makes the suite instead of the one that is named; worker processes import it.
+
+    Raises:
+        InputError: If the suite is unknown, or has no training tasks.
+        Stopped: If SIGTERM or SIGUSR2 came; finished trials are kept.
+        Unfinished: If a task could not be played; finished trials are kept.
+    """
+    if OWN_SPLIT in splits_of(config.suite):
+        raise InputError(f"suite {config.suite!r} has no training tasks: expected digits or data; mend --suite")
+    make_suite = make_suite or config.choice.maker()
+    out = config.out or _package_file(what)
+    with locked(beside(out), out), stop_on_signals() as stop:
+        trials = out.with_name(out.name + ".trials") / _mark(config, what)
+        searches = [Search(part, config.seed, trials) for part in _parts(config, what, make_suite())]
+        with Crew(config.workers, functools.partial(_player, make_suite), _leave(stop, searches)) as crew:
+            # The parts take turns: one that was killed has found something for every regime.
+            for one in _turns(searches, config.trials):
+                said = one.trial(crew)
+                write_found(out, _found(config, what, searches))
+                print(f"{said}, best {one.best()['mean_accuracy']:.4f}", flush=True)
+    found = _found(config, what, searches)
+    write_found(out, found)
+    return found
+
+
+def first_guesses() -> list[ControlSettings]:
+    """Return what a careful person would try first; the search starts from them."""
+    guesses = []
+    for rate, unsupervised in itertools.product((1e-3, 2e-3, 5e-3), (0.0, 0.1, 0.3)):
+        weights = dict.fromkeys(LOSS_TERMS, 0.0) | {"source": 1.0}
+        if unsupervised:
+            weights |= dict.fromkeys(("alignment", "entropy", "diversity", "self_training"), unsupervised)
+        guesses.append(ControlSettings(learning_rate=rate, weights=weights))
+    return guesses
+
+
+def write_found(path: Path, found: Found) -> None:
+    """Write what was found, whole or not at all."""
+    write_atomically(path, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _parts(config: SearchConfig, what: str, suite: Suite) -> list[Part]:
+    own: tuple[tuple[int, Regime | None], ...] = tuple((index, None) for index in range(config.tasks))
+    if what == DEFAULT:
+        return [Part(name=what, space=Space(), tasks=own, guesses=tuple(first_guesses()))]
+    guesses = (tuned_default(), *first_guesses())
+    if what == SCHEDULE:
+        return [Part(name=what, space=Space(decisions=DECISIONS), tasks=own, guesses=guesses)]
+    parts = []
+    for regime, source_free in itertools.product(REGIMES, (False, True)):
+        tasks = tuple((i, regime) for i in itertools.islice(_indices(suite, regime, source_free), config.tasks))
+        name = regime + (", source-free" if source_free else "")
+        parts.append(Part(name=name, space=Space(source_free=source_free), tasks=tasks, guesses=guesses))
+    return parts
+
+
+def _indices(suite: Suite, regime: Regime, source_free: bool) -> Iterator[int]:
+    """Return the training tasks that are source-free, or are not."""
+    recipe = cast(Any, suite).recipe  # every suite with training tasks draws them from recipes
+    return (i for i in itertools.count() if recipe("train", i, regime).source_free == source_free)
+
+
+def _turns(searches: Sequence[Search], trials: int) -> Iterator[Search]:
+    for number in range(trials):
+        yield from (one for one in searches if one.done == number)
+
+
+def _found(config: SearchConfig, what: str, searches: Sequence[Search]) -> Found:
+    best = {one.part.name: one.best() for one in searches if one.done}
+    if what == PER_REGIME:
+        found: Found = {key: {name: one[key] for name, one in best.items()} for key in ("settings", "mean_accuracy")}
+    else:
+        found = dict(best[what])
+    if what != SCHEDULE:
+        found.pop("actions", None)
+    found["search"] = {
+        **{key: value for key, value in asdict(config).items() if key not in ("out", "data", "workers")},
+        "finished_trials": sum(one.done for one in searches),
+        "optuna": optuna.__version__,
+        "sampler": SAMPLERS["tpe"].__name__,
+        **{key: round(sum(one.spent(key) for one in searches)) for key in ("games", "steps", "seconds")},
+    }
+    return found
+
+
+def _mark(config: SearchConfig, what: str) -> str:
+    """Return a name for all that the trials of a search have in common, so that no two searches are mixed."""
+    told = asdict(replace(config, trials=1, workers=1, out=None, data=None))
+    words = json.dumps([what, told, config.choice.contents(), optuna.__version__], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def _leave(stop: StopRequest, searches: Sequence[Search]) -> Callable[[], None]:
+    return lambda: stop.check(f"{sum(one.done for one in searches)} trials")
+
+
+def _package_file(what: str) -> Path:
+    return Path(__file__).resolve().parent.parent / "lepton_rl" / "defaults" / f"{what}.json"
+
+
+def _play_all(crew: Crew, games: Sequence[Game]) -> list[Played]:
+    found: dict[Game, Played] = {}
+    for done in crew.run(games):
+        if done.problem is not None:
+            raise Unfinished(
+                f"training task {done.job.index} failed: {done.problem}; finished trials are kept, and the same "
+                "command goes on"
+            )
+        found[done.job] = done.value
+    return [found[game] for game in games]
+
+
+def _mean(played: Sequence[Played]) -> float:
+    return float(np.mean([one.accuracy for one in played]))
+
+
+def _player(make_suite: MakeSuite) -> Callable[[Game], Played]:
+    suite = make_suite()
+
+    def play(game: Game) -> Played:
+        task = suite.task("train", game.index, game.regime)
+        with measuring() as meter:
+            accuracy = played_accuracy(game.policy, task)
+        return Played(accuracy=accuracy, steps=meter.steps, images=meter.images)
+
+    return play
