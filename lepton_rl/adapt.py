@@ -15,12 +15,14 @@ from torch import nn
 
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
+from lepton_rl.cross_validation import CrossValidation, check_folds, cross_validate
 from lepton_rl.domain import Domain
 from lepton_rl.lock import beside, locked
 from lepton_rl.manifest import check_free, whole_folder, write_manifest
+from lepton_rl.metrics import Comparison, Floats, Metrics, compare
 from lepton_rl.own import own_task
 from lepton_rl.policy import Policy
-from lepton_rl.preprocessing import Preprocessing, accuracy, predict
+from lepton_rl.preprocessing import Preprocessing, accuracy, predict, probabilities
 from lepton_rl.rollout import Callback, Row, RunResult, rollout
 from lepton_rl.selection import ORIGINAL
 from lepton_rl.solo import SoloEngine
@@ -48,6 +50,8 @@ class AdaptResult:
         steps: Gradient steps taken.
         seconds: Wall-clock time of the run.
         arguments: What `adapt` was called with, for the manifest.
+        metrics: Both models on the `test` images, class by class and with intervals; None without any.
+        cross_validation: The same over the few labels, from further runs; None unless asked for.
     """
 
     model: nn.Module
@@ -62,6 +66,8 @@ class AdaptResult:
     steps: int
     seconds: float
     arguments: dict[str, Any] = field(default_factory=dict)
+    metrics: Comparison | None = None
+    cross_validation: CrossValidation | None = None
 
     def predict(self, domain: Domain) -> NDArray[np.int64]:
         """Return the most likely class of every image of a domain of any size, an index into `classes`, `[n]`."""
@@ -94,7 +100,7 @@ class AdaptResult:
             write_atomically(part / "weights.safetensors", self._weights())
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomically(part / "history.jsonl", lines.encode())
-            write_atomically(part / "result.json", (json.dumps(self._record(), indent=2) + "\n").encode())
+            write_atomically(part / "result.json", self._record().encode())
             write_manifest(part, command=command, arguments=arguments or self.arguments, argv=argv)
             adapt_report(part)
         return Path(folder)
@@ -105,9 +111,13 @@ class AdaptResult:
         facts = {"classes": self.classes, "preprocessing": vars(self.preprocessing)}
         return save(tensors, {"lepton_model": json.dumps(facts, sort_keys=True)})
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> str:
         names = ("verdict", "reason", "chosen", "before", "after", "classes", "steps", "seconds")
-        return {name: getattr(self, name) for name in names} | {"preprocessing": vars(self.preprocessing)}
+        facts = {name: getattr(self, name) for name in names} | {"preprocessing": vars(self.preprocessing)}
+        for name, found in (("metrics", self.metrics), ("cross_validation", self.cross_validation)):
+            facts[name] = None if found is None else found.to_json()
+        # One entry a line: with an indent every cell of a confusion matrix would have a line of its own.
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()) + "\n}\n"
 
 
 def adapt(
@@ -119,6 +129,7 @@ def adapt(
     budget: int = 400,
     seed: int = 0,
     test: Domain | None = None,
+    folds: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     classes: Sequence[str] | None = None,
@@ -141,7 +152,9 @@ def adapt(
         policy: `lepton-v1` (shipped), `tuned-default`, the path of a policy file, or a policy.
         budget: Gradient steps, at least 5; a few hundred are usual.
         seed: Of splits and batches; the same seed gives the same weights.
-        test: Labelled target images for `before` and `after` alone.
+        test: Labelled target images for `before`, `after` and `metrics` alone.
+        folds: 0, or k for a k-fold cross-validation over the labelled target images: k further runs, each
+            judged on labelled images that it has not seen.
         out: Folder to save the result in; new or empty.
         overwrite: Whether the output of an earlier command in `out` may go.
         classes: Names of the model's outputs, in order; default the source's.
@@ -155,33 +168,50 @@ def adapt(
         InputError: If something cannot be used; one line says what, why, and what to do.
     """
     actor = load_policy(policy)
-    if out is not None:
-        check_free(Path(out), overwrite=overwrite)
-    # Another process with the same `out` is told now, not when both want to save.
-    with nullcontext() if out is None else locked(beside(Path(out)), Path(out)):
-        task, way = own_task(
+
+    def prepared(part: Domain, judged_on: Domain | None) -> tuple[AdaptationTask, Preprocessing]:
+        return own_task(
             model,
-            target=target,
+            target=part,
             source=source,
-            test=test,
+            test=judged_on,
             budget=budget,
             seed=seed,
             classes=classes,
             image_size=image_size,
             normalisation=normalisation,
         )
+
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    # Another process with the same `out` is told now, not when both want to save.
+    with nullcontext() if out is None else locked(beside(Path(out)), Path(out)):
+        task, way = prepared(target, test)
+        check_folds(target, folds)
+        names = task.visible.target_unlabelled.classes
         with _shown(progress, budget, callback) as listener:
             run = rollout(task.visible, actor, seed=seed, callback=listener)
         adapted = _chosen_model(model, run)
+        original = copy.deepcopy(model).eval()
+        metrics = None
+        if task.hidden.target_test is not None:
+            metrics = compare(*_judged(original, adapted, task.hidden.target_test, way), names)
+
+        def once(part: Domain, held_out: Domain) -> tuple[NDArray[np.int64], Floats, Floats]:
+            fold, fold_way = prepared(part, held_out)
+            assert fold.hidden.target_test is not None
+            other = _chosen_model(model, rollout(fold.visible, actor, seed=seed))
+            return _judged(original, other, fold.hidden.target_test, fold_way)
+
         result = AdaptResult(
             model=adapted,
             verdict="kept the original" if run.chosen == ORIGINAL else "adapted",
             reason=run.reason + ("; training diverged and was ended" if run.diverged else ""),
             chosen=run.chosen,
             history=run.history,
-            before=_metrics(copy.deepcopy(model).eval(), task, way),
-            after=_metrics(adapted, task, way),
-            classes=task.visible.target_unlabelled.classes,
+            before=_accuracies(original, task, way, None if metrics is None else metrics.before),
+            after=_accuracies(adapted, task, way, None if metrics is None else metrics.after),
+            classes=names,
             preprocessing=way,
             steps=run.steps,
             seconds=run.seconds,
@@ -193,7 +223,10 @@ def adapt(
                 "policy": str(policy) if isinstance(policy, str | Path) else type(policy).__name__,
                 "budget": budget,
                 "seed": seed,
+                "folds": folds,
             },
+            metrics=metrics,
+            cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,
         )
         if out is not None:
             result.save(out, overwrite=overwrite)
@@ -212,9 +245,16 @@ def _chosen_model(original: nn.Module, run: RunResult) -> nn.Module:
     return model
 
 
-def _metrics(model: nn.Module, task: AdaptationTask, way: Preprocessing) -> dict[str, float]:
-    parts = {"probe_accuracy": task.visible.target_probe, "test_accuracy": task.hidden.target_test}
-    return {name: accuracy(model, domain, way) for name, domain in parts.items() if domain is not None}
+def _judged(
+    original: nn.Module, adapted: nn.Module, domain: Domain, way: Preprocessing
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    return domain.labels, probabilities(original, domain, way), probabilities(adapted, domain, way)
+
+
+def _accuracies(model: nn.Module, task: AdaptationTask, way: Preprocessing, test: Metrics | None) -> dict[str, float]:
+    probe = task.visible.target_probe
+    found = {} if probe is None else {"probe_accuracy": accuracy(model, probe, way)}
+    return found if test is None else found | {"test_accuracy": test.scores["accuracy"].value}
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class ApplyConfig:
     """Gradient steps, at least 5."""
     seed: int = 0
     """Of splits and batches."""
+    folds: int = 0
+    """k of a k-fold cross-validation over the labelled target images, which takes k further runs; 0 = none."""
     classes: tuple[str, ...] = ()
     """Names of the model's outputs in their order; default the source's."""
     image_size: int | None = None
@@ -92,6 +94,7 @@ def _applied(config: ApplyConfig, argv: Sequence[str] | None, say: Callable[[str
         policy=policy,
         budget=config.budget,
         seed=config.seed,
+        folds=config.folds,
         classes=classes,
         image_size=config.image_size,
         normalisation=(config.mean, config.std) if config.mean or config.std else None,

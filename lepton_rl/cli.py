@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lepton_rl import __version__
 from lepton_rl.artifact import SHIPPED
+from lepton_rl.console import print_table, say
 from lepton_rl.errors import InputError
 from lepton_rl.lock import beside, locked
 from lepton_rl.stopping import Stopped, Unfinished
@@ -145,19 +142,16 @@ def _help() -> str:
 
 
 def _load_adapt() -> tuple[type, Callable[[Any, list[str]], None]]:
+    from lepton_rl.adapt_table import before_and_after
     from lepton_rl.apply import ApplyConfig, apply
 
     def run(config: ApplyConfig, argv: list[str]) -> None:
-        result = apply(config, argv=argv, say=_say)
-        if result.before:
-            changes = [
-                [name.replace("_", " "), f"{result.before[name]:.3f}", f"{after:.3f}"]
-                for name, after in result.after.items()
-            ]
-            _print_table(["", "before", "after"], changes)
-        _say(f"{result.verdict}: {result.reason}")
-        _say(f"{result.steps} gradient steps, {result.seconds:.1f} s, one run")
-        _say(f"report: {config.out / 'report.html'}")
+        result = apply(config, argv=argv, say=say)
+        for titles, lines in before_and_after(result):
+            print_table(titles, lines)
+        say(f"{result.verdict}: {result.reason}")
+        say(f"{result.steps} gradient steps, {result.seconds:.1f} s, one run")
+        say(f"report: {config.out / 'report.html'}")
 
     return ApplyConfig, run
 
@@ -167,7 +161,7 @@ def _load_train() -> tuple[type, Callable[[Any, list[str]], None]]:
 
     def run(config: TrainConfig, argv: list[str]) -> None:
         del argv
-        _say(f"policy: {train(config)}")
+        say(f"policy: {train(config)}")
 
     return TrainConfig, run
 
@@ -177,8 +171,8 @@ def _load_benchmark() -> tuple[type, Callable[[Any, list[str]], None]]:
 
     def run(config: BenchmarkConfig, argv: list[str]) -> None:
         del argv
-        _say(summary_table(_benchmark(config)))
-        _say(f"report: {config.out / 'report.html'}")
+        say(summary_table(_benchmark(config)))
+        say(f"report: {config.out / 'report.html'}")
 
     return BenchmarkConfig, run
 
@@ -216,9 +210,9 @@ def _demo(config: DemoConfig, argv: list[str]) -> None:
             out=config.out,
         )
     )
-    _print_table(*demo.demo_table(read_lines(config.out / "rows.jsonl")), words=2)
-    _say("Accuracy on test images that no arm has seen. An arm's gradient steps are those of all its runs.")
-    _say(f"report: {config.out / 'report.html'}")
+    print_table(*demo.demo_table(read_lines(config.out / "rows.jsonl")), words=2)
+    say("Accuracy on test images that no arm has seen. An arm's gradient steps are those of all its runs.")
+    say(f"report: {config.out / 'report.html'}")
 
 
 def _load_report() -> tuple[type, Callable[[Any, list[str]], None]]:
@@ -226,7 +220,7 @@ def _load_report() -> tuple[type, Callable[[Any, list[str]], None]]:
 
     def run(config: ReportConfig, argv: list[str]) -> None:
         del argv
-        _say(f"report: {write_report(config.folder)}")
+        say(f"report: {write_report(config.folder)}")
 
     return ReportConfig, run
 
@@ -256,7 +250,7 @@ def _inspect_policy(what: str) -> None:
         **artifact.card,
     }
     lines = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in facts.items()]
-    _print_table(["policy", ""], lines, words=2)
+    print_table(["policy", ""], lines, words=2)
 
 
 def _inspect_model(config: InspectConfig) -> None:
@@ -273,24 +267,7 @@ def _inspect_model(config: InspectConfig) -> None:
         for g in layer_groups(model)
     ]
     titles = ["group", "modules", "parameters", "batch\nnorms", "trained from\nunfrozen_stages"]
-    _print_table(titles, lines, words=2)
-
-
-def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    """Print a table whose first columns hold words, which wrap, and whose other columns hold figures."""
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for i, title in enumerate(titles):
-        if i < words:
-            table.add_column(title, overflow="fold")
-        else:
-            table.add_column(title, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(*map(escape, line))
-    Console().print(table)
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(escape(line))
+    print_table(titles, lines, words=2)
 
 
 COMMANDS = {

@@ -41,15 +41,25 @@ class Preprocessing:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> NDArray[np.int64]:
-    """Return the most likely class of every image, int64 `[n]`, from a model in evaluation mode."""
+def logits(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> Tensor:
+    """Return what a model in evaluation mode puts out for every image, float32 `[n, k]` on the CPU."""
     images = preprocessing.fit(domain).images
     like = next(model.parameters())
     parts = [
-        model(preprocessing(images[i : i + CHUNK]).to(like.device, like.dtype)).argmax(1).cpu()
+        model(preprocessing(images[i : i + CHUNK]).to(like.device, like.dtype)).float().cpu()
         for i in range(0, len(images), CHUNK)
     ]
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)
+
+
+def probabilities(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> NDArray[np.float64]:
+    """Return the probability of every class for every image, `[n, k]`."""
+    return logits(model, domain, preprocessing).double().softmax(1).numpy()
+
+
+def predict(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> NDArray[np.int64]:
+    """Return the most likely class of every image, int64 `[n]`, from a model in evaluation mode."""
+    return logits(model, domain, preprocessing).argmax(1).numpy()
 
 
 def accuracy(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> float:

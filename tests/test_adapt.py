@@ -82,6 +82,9 @@ def test_the_figures_are_those_of_the_returned_model(adapted, domains, model):
     assert result.after["test_accuracy"] == float((result.predict(test) == test.labels).mean())
     assert result.before["test_accuracy"] == float((predict(model, test, result.preprocessing) == test.labels).mean())
     assert not result.model.training
+    assert result.metrics.after.images == len(test)
+    assert result.metrics.after.scores["accuracy"].value == result.after["test_accuracy"]
+    assert np.trace(result.metrics.before.confusion) == round(result.before["test_accuracy"] * len(test))
 
 
 def test_the_saved_weights_make_the_same_predictions(adapted, domains):
@@ -176,7 +179,7 @@ def test_without_labels_there_are_no_figures(domains, model, with_source, tmp_pa
         progress=True,
         out=tmp_path / "out",
     )
-    assert (result.before, result.after) == ({}, {})
+    assert (result.before, result.after, result.metrics) == ({}, {}, None)
     assert result.history[0]["probe_accuracy"] is None
     assert result.history[0]["observation"]["has_source"] == with_source
     assert "no labels to measure with" in (tmp_path / "out" / "report.html").read_text()

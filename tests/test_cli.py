@@ -132,7 +132,8 @@ def test_adapt_from_folders(good, data, tmp_path, capsys):
     shown, problems = capsys.readouterr()
     assert problems == ""
     assert re.search(r"probe accuracy +\d\.\d{3} +\d\.\d{3}", shown)
-    assert re.search(r"test accuracy +\d\.\d{3} +\d\.\d{3}", shown)
+    assert re.search(r"test accuracy +\d\.\d{3} +\d\.\d{3} +[+-]\d\.\d{3} +[+-]\d\.\d{3} \.\. [+-]\d\.\d{3}", shown)
+    assert re.search(r"digit-0 +\d+ +\d\.\d{2} > \d\.\d{2}", shown)
     assert re.search(r"^(adapted|kept the original): ", shown, re.MULTILINE)
     assert f"report: {tmp_path / 'out' / 'report.html'}" in shown
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -4,10 +4,12 @@ import html
 import json
 import re
 
+import numpy as np
 import pytest
 
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.errors import InputError
+from lepton_rl.metrics import compare
 from lepton_rl.report import adapt_report, benchmark_report, write_report
 from lepton_rl.report.actions import describe
 
@@ -138,6 +140,64 @@ def test_adapt_report_without_labels_says_so(adapted):
     shown = plain(adapt_report(adapted))
     assert "Kept the original" in shown
     assert "no labels to measure with" in shown
+
+
+def with_metrics(folder, names, labels, before, after, key="metrics", wrap=lambda found: found):
+    k = len(names)
+    result = json.loads((folder / "result.json").read_text())
+    found = compare(np.array(labels), np.eye(k)[before] * 0.9 + 0.1 / k, np.eye(k)[after] * 0.9 + 0.1 / k, names)
+    (folder / "result.json").write_text(json.dumps({**result, key: wrap(found.to_json())}))
+
+
+def test_metrics_are_shown_with_their_intervals(adapted):
+    with_metrics(adapted, ("cat", EVIL, "owl"), [0] * 6 + [1] * 4, [0, 0, 0, 1, 1, 1, 1, 1, 2, 2], [0] * 6 + [1] * 4)
+    shown = plain(adapt_report(adapted))
+    assert "Measured on 10 labelled images" in shown
+    assert re.search(
+        r"accuracy 0\.500 0\.\d\d \.\. 0\.\d\d 1\.000 1\.00 \.\. 1\.00 \+0\.500 \+0\.\d\d \.\. \+0\.\d\d", shown
+    )
+    assert "cat 6 images 0.50 > 1.00 1.00 .. 1.00 1.00 > 1.00" in shown
+    assert "owl 0 images - > - 0.00 > - 0.00 > -" in shown
+    page = body(adapted / "report.html")
+    assert EVIL not in page
+    assert "\\u003cscript" not in page
+    assert all(f'id="{name}"' in page for name in ("confusion-before", "confusion-after", "calibration"))
+
+
+def test_with_many_classes_the_worst_pairs_stand_for_the_matrix(adapted):
+    names = tuple(f"kind {i}" for i in range(50))
+    with_metrics(adapted, names, [3, 3, 3, 7], [4, 4, 3, 9], [3, 3, 3, 7])
+    shown = plain(adapt_report(adapted))
+    assert "true class said to be images kind 3 kind 4 2 kind 7 kind 9 1 after" in shown
+    assert 'id="confusion-before"' not in body(adapted / "report.html")
+
+
+def test_cross_validation_is_told_apart(adapted):
+    def wrap(found):
+        return {"folds": 5, "pooled": found, "accuracies": []}
+
+    with_metrics(adapted, ("a", "b"), [0, 1], [1, 1], [0, 1], "cross_validation", wrap)
+    shown = plain(adapt_report(adapted))
+    assert "5 further runs, each without its share" in shown
+    assert re.search(r"accuracy 0\.500 .* 1\.000", shown)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("confusion", [[1, 2]], "no 2 x 2 matrix"),
+        ("confusion", [["x", 1], [1, 1]], "no 2 x 2 matrix"),
+        ("reliability", [[1, 2]], "three numbers"),
+        ("scores", {"accuracy": 1}, "'accuracy' is 1, expected an object"),
+    ],
+)
+def test_damaged_metrics_are_named(adapted, key, value, message):
+    with_metrics(adapted, ("a", "b"), [0, 1], [1, 1], [0, 1])
+    result = json.loads((adapted / "result.json").read_text())
+    result["metrics"]["before"][key] = value
+    (adapted / "result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match=message):
+        adapt_report(adapted)
 
 
 def test_same_files_give_the_same_bytes(adapted):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_rl.report.actions import describe, readable
+from lepton_rl.report.measured import measured, score_table
 from lepton_rl.report.page import (
     PALETTE,
     Section,
@@ -62,6 +63,7 @@ def adapt_report(folder: Path) -> Path:
     manifest = read_object(folder / "manifest.json")
     sections = [
         Section("Before and after", _before_after(result, str(result_file))),
+        *_measured(result, str(result_file)),
         Section("Scores over the run", _scores(history)),
         Section("Knobs over the run", _knobs(history)),
         Section("What the policy saw", _signals(history)),
@@ -110,6 +112,22 @@ def _before_after(result: Record, where: str) -> str:
         else note("The target has no labels to measure with: the verdict rests on the scores that need none.")
     )
     return measured + _classes(result.get("classes"))
+
+
+def _measured(result: Record, where: str) -> list[Section]:
+    """Give the sections that a run with test images or with folds has."""
+    sections = []
+    if result.get("metrics") is not None:
+        sections.append(Section("On the test images", measured(mapping(result, "metrics", where), where)))
+    if result.get("cross_validation") is not None:
+        found = mapping(result, "cross_validation", where)
+        pooled = mapping(found, "pooled", where)
+        said = note(
+            f"{number(found, 'folds', where):.0f} further runs, each without its share of the labelled images, and "
+            "judged on that share: what the method does with new images, given these labels."
+        )
+        sections.append(Section("Cross-validation over the labels", said + score_table(pooled, where)))
+    return sections
 
 
 def _classes(classes: object) -> str:

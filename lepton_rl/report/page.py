@@ -17,10 +17,11 @@ PALETTE = ("#2a78d6", "#e2711d", "#1f9d6b", "#9b5de5", "#d6336c", "#0f9bb3", "#b
 
 
 class Cell(NamedTuple):
-    """A table cell with a CSS class, such as `good` or `bad`."""
+    """A table cell with a CSS class, such as `good` or `bad`, and a smaller second line."""
 
     text: str
     kind: str = ""
+    below: str = ""
 
 
 class Section(NamedTuple):
@@ -165,7 +166,10 @@ def write_whole(path: Path, content: str) -> Path:
 
 def _cells(row: Row, words: int) -> str:
     cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
-    return "".join(f"<td{_kind(i, words, c.kind)}>{escape(c.text)}</td>" for i, c in enumerate(cells))
+    return "".join(
+        f"<td{_kind(i, words, c.kind)}>{escape(c.text)}{f'<small>{escape(c.below)}</small>' if c.below else ''}</td>"
+        for i, c in enumerate(cells)
+    )
 
 
 def _kind(column: int, words: int, kind: str = "") -> str:

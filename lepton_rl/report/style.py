@@ -35,12 +35,16 @@ th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical
 th:last-child, td:last-child { padding-right: 4px; }
 tbody tr:last-child td { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; }
+td small { display: block; color: var(--soft); font-size: 0.78rem; }
 .facts td { overflow-wrap: anywhere; font-family: ui-monospace, Menlo, Consolas, monospace;
   font-size: 0.82rem; }
 .facts td:first-child { white-space: nowrap; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 44%), 1fr));
   gap: 14px 20px; }
 .grid > div { min-width: 0; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 14px 20px; }
+.pair > div { min-width: 0; }
+h3.part { margin: 18px 0 6px; font-size: 0.98rem; }
 .plot { min-width: 0; overflow: hidden; }
 @media (max-width: 560px) { main { padding: 12px 8px 40px; } section { padding: 14px 12px; }
   h1 { font-size: 1.4rem; } .scroll { max-height: none; } .grid { gap: 12px 8px; }
