@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from lepton_rl.controls import KEEP
 from lepton_rl.errors import InputError
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
+from lepton_rl.suite import Suite
 from lepton_rl.task import AdaptationTask, Regime
 
 SUPERVISED_STEPS = 160  # the upper bound trains for twice the task's budget, and at least for twice this many
@@ -31,14 +32,6 @@ TASKS_KEPT = 32  # per process; making one costs a fortieth of a run
 PATIENCE = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds to wait for a database that has gone away
 
 Row = dict[str, Any]
-
-
-class Suite(Protocol):
-    """Anything that makes task number `index` of a split, the same one every time."""
-
-    def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
-        """Make a task."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

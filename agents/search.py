@@ -20,7 +20,6 @@ import numpy as np
 import optuna
 
 from lepton_rl.agents.book import Book
-from lepton_rl.agents.cells import Suite
 from lepton_rl.agents.crew import Crew
 from lepton_rl.agents.search_space import Space
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
@@ -35,6 +34,7 @@ from lepton_rl.meter import measuring
 from lepton_rl.policy import KeepPolicy, Policy, SchedulePolicy
 from lepton_rl.run import DECISIONS
 from lepton_rl.stopping import StopRequest, Unfinished, stop_on_signals
+from lepton_rl.suite import Suite
 from lepton_rl.task import REGIMES, Regime
 
 DEFAULT, PER_REGIME, SCHEDULE = "tuned-default", "tuned-default-per-regime", "tuned-schedule"
@@ -54,7 +54,7 @@ class SearchConfig:
     data: Path | None = None
     """Folder of the .npz files of the suite data; default LEPTON_DATA."""
     size: int = 16
-    """Side in pixels to which images of the suite data are brought, 16 or 28."""
+    """Side in pixels to which images of the suite data are brought: 8, 16 or 28."""
     tasks: int = 36
     """Training tasks that a trial is judged by."""
     trials: int = 48

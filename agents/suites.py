@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_rl.agents.arms import closest
-from lepton_rl.agents.cells import Suite
-from lepton_rl.datasets import contents, data_folder, data_suite, folder_suite
+from lepton_rl.datasets import SuiteSource, contents, data_folder, folder_suite
 from lepton_rl.errors import InputError
-from lepton_rl.suite import TaskSuite
+from lepton_rl.suite import Suite
 
 MakeSuite = Callable[[], Suite]
 SUITES = ("digits", "data", "folders")
@@ -40,9 +39,9 @@ class SuiteChoice:
             InputError: If there is no such suite, or a folder is missing.
         """
         if self.name == "digits":
-            return TaskSuite.digits
+            return SuiteSource()
         if self.name == "data":
-            return functools.partial(data_suite, data_folder(self.data), self.size)
+            return SuiteSource(name="data", data=data_folder(self.data), size=self.size)
         if self.name == "folders":
             if self.source is None or self.target is None:
                 raise InputError("suite 'folders' needs two folders of images: give --source and --target")

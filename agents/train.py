@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lepton_rl.datasets import SuiteSource, data_folder
 from lepton_rl.errors import InputError
 from lepton_rl.lock import LOCK, locked
 from lepton_rl.stopping import stop_on_signals
@@ -17,8 +18,12 @@ class TrainConfig:
 
     out: Path = Path("runs/train")
     """Folder for checkpoints, logs and the policy; an interrupted training found there goes on."""
-    suite: str = "digits"
-    """Suite whose training part is played."""
+    suite: Literal["digits", "data"] = "digits"
+    """Suite whose training part is played: digits (built in) or data (with --data)."""
+    data: Path | None = None
+    """Folder of the .npz files of the suite data; default LEPTON_DATA."""
+    size: int = 16
+    """Side in pixels of the images of the suite data: 8, 16 or 28."""
     tasks: int = 1000
     """Training tasks to draw from."""
     regime: Literal["few-label", "label-free"] | None = None
@@ -71,6 +76,13 @@ class TrainConfig:
                 raise InputError(f"{name} {getattr(self, name)} is out of range: expected at least 1")
         if not 0 < self.keep_probability < 1:
             raise InputError(f"keep_probability {self.keep_probability} is out of range: expected above 0 and below 1")
+        if self.suite == "data":
+            data_folder(self.data)
+
+    @property
+    def source(self) -> SuiteSource:
+        """Where the suite comes from."""
+        return SuiteSource(name=self.suite, data=self.data, size=self.size)
 
 
 def train(config: TrainConfig, progress: bool = True) -> Path:

@@ -36,6 +36,7 @@ from lepton_rl.manifest import MANIFEST, versions, write_manifest
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.stopping import StopRequest
 
+PLACES = ("out", "workers", "data")  # arguments that say where the work is done, not what
 DEATHS = 2  # worker deaths in one rollout that are not the machine's mishap any more
 
 Say = Callable[[str], None]
@@ -60,7 +61,7 @@ class Training:
         # Fixed once: fleets and workers agree up to rounding only, and a resumed training must agree to the bit.
         config = replace(config, engine=self._recorded_engine(config) or faster_engine(config))
         self.config, self._say = config, say
-        arguments = {key: value for key, value in asdict(config).items() if key not in ("out", "workers")}
+        arguments = {key: value for key, value in asdict(config).items() if key not in PLACES}
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self._check_folder()
         self.files = Checkpoints(config.out / "checkpoint.safetensors", "training", say)
@@ -273,7 +274,7 @@ class Training:
     def _accuracies(self, policy: Policy) -> np.ndarray:
         config = self.config
         return np.array(
-            greedy_accuracies(policy, suite=config.suite, tasks=config.validation_tasks, workers=config.workers)
+            greedy_accuracies(policy, suite=config.source, tasks=config.validation_tasks, workers=config.workers)
         )
 
     def close(self) -> None:
@@ -286,7 +287,7 @@ def command_of(config: TrainConfig) -> str:
     flags = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name not in ("out", "workers") and value != field.default:
+        if field.name not in PLACES and value != field.default:
             values = value if isinstance(value, tuple) else (value,)
             flags += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return " ".join(["python scripts/train_agent.py", *flags])

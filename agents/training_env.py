@@ -79,7 +79,7 @@ def faster_engine(config: TrainConfig) -> Literal["workers", "fleet"]:
     """Return the engine that the arguments name, or measure which is faster for the lanes of one architecture."""
     if config.engine != "auto":
         return config.engine
-    session = SessionConfig(suite=config.suite, tasks=config.tasks, regime=config.regime)
+    session = SessionConfig(suite=config.source, tasks=config.tasks, regime=config.regime)
     task = session.make_suite().task("train", 0, config.regime).visible
     lanes = max(1, config.n_envs // len(TRAIN_ARCHITECTURES))
     return choose_engine(task, lanes, workers=config.workers, device=config.device).kind
@@ -88,7 +88,7 @@ def faster_engine(config: TrainConfig) -> Literal["workers", "fleet"]:
 def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  # noqa: ANN401
     """Return the lanes: worker processes, or one fleet per architecture."""
     arguments: dict[str, Any] = {
-        "suite": config.suite,
+        "suite": config.source,
         "tasks": config.tasks,
         "regime": config.regime,
         "action_cost": config.action_cost,

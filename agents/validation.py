@@ -6,18 +6,19 @@ from functools import partial
 import torch
 
 from lepton_rl.agents.crew import Crew
-from lepton_rl.envs.session import SessionConfig, eval_accuracy
+from lepton_rl.datasets import SuiteSource
+from lepton_rl.envs.session import eval_accuracy
 from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
-from lepton_rl.suite import TaskSuite
+from lepton_rl.suite import Suite
 from lepton_rl.task import AdaptationTask
 
-_suites: dict[str, TaskSuite] = {}
+_suites: dict[SuiteSource, Suite] = {}
 
 
 def greedy_accuracies(
-    policy: Policy, *, suite: str, tasks: int, workers: int, split: str = "validation"
+    policy: Policy, *, suite: SuiteSource, tasks: int, workers: int, split: str = "validation"
 ) -> list[float]:
     """Play each task once and return the final accuracy on target_eval, 0..1 per task."""
     play = partial(_accuracy, policy, suite, split)
@@ -36,9 +37,9 @@ def _same(play: Callable[[int], float]) -> Callable[[int], float]:
     return play
 
 
-def _accuracy(policy: Policy, suite: str, split: str, index: int) -> float:
+def _accuracy(policy: Policy, suite: SuiteSource, split: str, index: int) -> float:
     if suite not in _suites:
-        _suites[suite] = SessionConfig(suite=suite).make_suite()
+        _suites[suite] = suite()
     return played_accuracy(policy, _suites[suite].task(split, index))
 
 

@@ -6,10 +6,11 @@ import gymnasium
 import numpy as np
 
 from lepton_rl.controls import ControlSettings
+from lepton_rl.datasets import SuiteSource
 from lepton_rl.envs.session import Session, SessionConfig
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.signals import SIGNALS
-from lepton_rl.suite import TaskSuite
+from lepton_rl.suite import Suite
 from lepton_rl.task import Regime
 
 
@@ -70,10 +71,10 @@ class FineTuneEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     env = gymnasium.make("lepton_rl/FineTune-v0", suite="digits", split="train", tasks=1000, regime=None,
                          architecture=None, settings=None, action_cost=0.0, device="cpu")
     ```
-    `suite` is `"digits"` or a `TaskSuite`; `split` one of `lepton_rl.suite.SPLITS`; `tasks` how many tasks of it are
-    drawn from; `regime` `"few-label"`, `"label-free"` or None for both; `architecture` a name of
-    `lepton_rl.models.ARCHITECTURES` or None for each task's own; `settings` the `ControlSettings` at the start, None
-    for the tuned default; `action_cost` points per moved knob.
+    `suite` is `"digits"`, `"data"` (the folder `LEPTON_DATA`), a `SuiteSource` or a `TaskSuite`; `split` one of
+    `lepton_rl.suite.SPLITS`; `tasks` how many tasks of it are drawn from; `regime` `"few-label"`, `"label-free"` or
+    None for both; `architecture` a name of `lepton_rl.models.ARCHITECTURES` or None for each task's own; `settings` the
+    `ControlSettings` at the start, None for the tuned default; `action_cost` points per moved knob.
 
     ## Vectorised use
     `gymnasium.make_vec("lepton_rl/FineTune-v0", num_envs=N, vectorization_mode="vector_entry_point")`: see
@@ -88,7 +89,7 @@ class FineTuneEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(
         self,
         *,
-        suite: TaskSuite | str = "digits",
+        suite: Suite | SuiteSource | str = "digits",
         split: str = "train",
         tasks: int = 1000,
         regime: Regime | None = None,

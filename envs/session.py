@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lepton_rl.controls import KEEP, ControlSettings, tuned_default
+from lepton_rl.datasets import SuiteSource
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
 from lepton_rl.envs.reward import reward
@@ -19,10 +20,10 @@ from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
 from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
-from lepton_rl.suite import TaskSuite
-from lepton_rl.task import REGIMES, AdaptationTask, Regime
+from lepton_rl.suite import Suite
+from lepton_rl.task import REGIMES, AdaptationTask, Regime, VisibleTask
 
-SUITES = {"digits": TaskSuite.digits}
+SUITES = ("digits", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class SessionConfig:
     """What the environments' keyword arguments become.
 
     Attributes:
-        suite: A `TaskSuite` or the name of one.
+        suite: A suite, where one comes from, or a name: `digits`, or `data` (the folder `LEPTON_DATA`).
         split: Part of the suite.
         tasks: Episodes draw from tasks 0 .. tasks - 1 of the split.
         regime: Fix the label regime; None = both.
@@ -40,7 +41,7 @@ class SessionConfig:
         device: Where to train.
     """
 
-    suite: TaskSuite | str = "digits"
+    suite: Suite | SuiteSource | str = "digits"
     split: str = "train"
     tasks: int = 1000
     regime: Regime | None = None
@@ -52,15 +53,16 @@ class SessionConfig:
     def __post_init__(self) -> None:
         """Refuse unknown names and empty ranges."""
         if isinstance(self.suite, str) and self.suite not in SUITES:
-            raise InputError(f"suite {self.suite!r} is unknown: expected one of {', '.join(SUITES)} or a TaskSuite")
+            raise InputError(f"suite {self.suite!r} is unknown: expected one of {', '.join(SUITES)} or a suite")
         if self.tasks < 1:
             raise InputError(f"tasks {self.tasks} is out of range: expected at least 1")
         if self.regime is not None and self.regime not in REGIMES:
             raise InputError(f"regime {self.regime!r} is unknown: expected one of {', '.join(REGIMES)} or None")
 
-    def make_suite(self) -> TaskSuite:
+    def make_suite(self) -> Suite:
         """Return the suite."""
-        return SUITES[self.suite]() if isinstance(self.suite, str) else self.suite
+        source = SuiteSource(name=self.suite) if isinstance(self.suite, str) else self.suite
+        return source() if isinstance(source, SuiteSource) else source
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Session:
         lanes: int,
         fleet: bool,
         architecture: str | None = None,
-        suite: TaskSuite | None = None,
+        suite: Suite | None = None,
         defaults: DefaultRuns | None = None,
     ) -> None:
         self.config, self.lanes, self.fleet, self.architecture = config, lanes, fleet, architecture
@@ -176,21 +178,29 @@ class Session:
 
     def _ready(self, drawn: dict[int, tuple[AdaptationTask, int]]) -> AdaptationRun:
         """Return a run whose engine fits the drawn tasks."""
-        if self._run is None:
+        if self._run is None or not self._fits(drawn):
             assert set(drawn) == set(range(self.lanes)), "the first start must start every lane"
-            example = max((task for task, _ in drawn.values()), key=lambda task: task.visible.n_classes).visible
-            engine: Engine = (
-                FleetEngine(example, self.lanes, device=self.config.device)
-                if self.fleet
-                else SoloEngine(example, device=self.config.device)
-            )
-            self._run = AdaptationRun(engine)
+            self._run = AdaptationRun(self._engine(drawn[0][0].visible))
             if not self._lanes:
                 self._lanes = [
                     _Lane(task=drawn[lane][0], seed=drawn[lane][1], default=[0.0], accuracy=0.0)
                     for lane in range(self.lanes)
                 ]
         return self._run
+
+    def _fits(self, drawn: dict[int, tuple[AdaptationTask, int]]) -> bool:
+        """A fleet is made as wide as any task; an engine of one lane is made anew for other classes or images."""
+        now = None if self._run is None else self._run.engine.tasks[0]
+        return self.fleet or now is None or all(_shape(task.visible) == _shape(now) for task, _ in drawn.values())
+
+    def _engine(self, first: VisibleTask) -> Engine:
+        if not self.fleet:
+            return SoloEngine(first, device=self.config.device)
+        recipe = self.suite.recipe(self.config.split, 0, self.config.regime)
+        if self.architecture is not None:
+            recipe = replace(recipe, architecture=self.architecture)
+        widest = self.suite.make(self.suite.widest(recipe)).visible
+        return FleetEngine(widest, self.lanes, device=self.config.device)
 
     def halves(self) -> list[tuple["Session", list[int]]]:
         """Give the lanes to two sessions, each with its lane numbers here; this one lets go of its memory."""
@@ -268,6 +278,10 @@ class Session:
             "eval_accuracy": state.accuracy,
             "default_accuracy": state.default[-1],
         }
+
+
+def _shape(task: VisibleTask) -> tuple[int, ...]:
+    return (task.n_classes, *task.target_unlabelled.images.shape[1:])
 
 
 def _array(observation: Tensor) -> np.ndarray:

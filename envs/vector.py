@@ -7,11 +7,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lepton_rl.controls import ControlSettings
+from lepton_rl.datasets import SuiteSource
 from lepton_rl.envs.halving import HalvingSession
 from lepton_rl.envs.session import Session, SessionConfig
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.models import TRAIN_ARCHITECTURES
-from lepton_rl.suite import TaskSuite
+from lepton_rl.suite import Suite
 from lepton_rl.task import Regime
 
 
@@ -35,7 +36,7 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self,
         num_envs: int = 1,
         *,
-        suite: TaskSuite | str = "digits",
+        suite: Suite | SuiteSource | str = "digits",
         split: str = "train",
         tasks: int = 1000,
         regime: Regime | None = None,

@@ -18,7 +18,7 @@ from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.models import StagedNet
 from lepton_rl.pretrain import channel_statistics, pretrained
-from lepton_rl.suite import BUDGETS, SPLITS, Recipe, TaskSuite, draw_recipe, split_target
+from lepton_rl.suite import BUDGETS, SPLITS, Recipe, Suite, TaskSuite, draw_recipe, split_target
 from lepton_rl.task import AdaptationTask, HiddenTask, Regime, VisibleTask
 
 BASES = ("mnist", "fashion_mnist", "notmnist", "emnist_letters", "cifar10")
@@ -26,8 +26,9 @@ HELD_OUT = ("usps", "mnist_m")
 HELD_OUT_SPLIT = "held-out-datasets"
 OWN_SPLIT = "own"
 MOST_IMAGES = 6000  # per set: a task uses at most 512 unlabelled target images
+DIGITS = "digits"  # built in, beside the files
 CHANNELS = 3  # colour is part of what makes MNIST-M another domain
-SIZES = (16, 28)
+SIZES = (8, 16, 28)
 FEWEST = 4  # images per class of a folder
 WIDTH, PRETRAIN_STEPS = 8, 300
 
@@ -75,12 +76,20 @@ class PairSuite:
             raise InputError(f"split {split!r} is unknown: expected {self.split}")
         pair = self.pairs[index % len(self.pairs)]
         drawn = draw_recipe((pair.name,), "held-out-tasks", index, regime, self.budgets)
-        return replace(drawn, split=self.split, source_shift=None, target_shifts=())
+        return replace(drawn, split=self.split, classes="all", source_shift=None, target_shifts=())
 
     def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
         """Make task number `index`; the same one every time."""
-        recipe = self.recipe(split, index, regime)
-        pair = self.pairs[index % len(self.pairs)]
+        return self.make(self.recipe(split, index, regime))
+
+    def widest(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the pair that has most classes."""
+        numbers = range(len(self.pairs))
+        return replace(recipe, index=max(numbers, key=lambda number: self.pairs[number].source.n_classes))
+
+    def make(self, recipe: Recipe) -> AdaptationTask:
+        """Make the task of a recipe."""
+        pair = self.pairs[recipe.index % len(self.pairs)]
         train, val = _dealt(pair.source)
         mean, std = channel_statistics(train.images)
         key = (recipe.architecture, pair.source.name)
@@ -128,6 +137,14 @@ class DataSuite:
         """Make task number `index` of a split; the same one every time."""
         return self._part(split).task(split, index, regime)
 
+    def make(self, recipe: Recipe) -> AdaptationTask:
+        """Make the task of a recipe."""
+        return self._part(recipe.split).make(recipe)
+
+    def widest(self, recipe: Recipe) -> Recipe:
+        """Return a recipe like the given one whose task has as many classes as any."""
+        return self._part(recipe.split).widest(recipe)
+
     def _part(self, split: str) -> TaskSuite | PairSuite:
         if split != HELD_OUT_SPLIT:
             return self.within
@@ -159,7 +176,7 @@ def data_suite(folder: Path, size: int = 16) -> DataSuite:
 
     Args:
         folder: With files of the names in `BASES` and `HELD_OUT`; those that are missing are left out.
-        size: Side in pixels to which all images are brought, 16 or 28.
+        size: Side in pixels to which all images are brought, 8, 16 or 28.
 
     Raises:
         InputError: If the size is another one, or the folder holds no data set.
@@ -170,6 +187,7 @@ def data_suite(folder: Path, size: int = 16) -> DataSuite:
     bases: dict[str, Callable[[], Domain]] = {
         base: partial(read_set, folder, base, size) for base in BASES if (folder / f"{base}.npz").is_file()
     }
+    bases[DIGITS] = partial(read_digits, size)
     within = TaskSuite(f"data{size}", bases, width=WIDTH, pretrain_steps=PRETRAIN_STEPS)
     held_out = [name for name in HELD_OUT if (folder / f"{name}.npz").is_file()]
     if "mnist" not in bases or not held_out:
@@ -185,6 +203,11 @@ def read_set(folder: Path, name: str, size: int) -> Domain:
     domain = Domain.from_npz(folder / f"{name}.npz").labelled()
     order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(domain))[:MOST_IMAGES]
     return domain.take(order).resized(size, size).with_channels(CHANNELS).renamed(name)
+
+
+def read_digits(size: int) -> Domain:
+    """Return scikit-learn's digits in the suite's size and channels."""
+    return Domain.digits().resized(size, size).with_channels(CHANNELS)
 
 
 def folder_suite(source: Path, target: Path, size: int = 28) -> PairSuite:
@@ -209,6 +232,33 @@ def folder_suite(source: Path, target: Path, size: int = 28) -> PairSuite:
             )
     pair = Pair(source=known.renamed("source"), target=wanted.renamed("target"))
     return _across((pair,), OWN_SPLIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSource:
+    """A suite by name; worker processes are sent this and make the suite themselves.
+
+    Attributes:
+        name: `digits` or `data`.
+        data: Folder of the suite `data`; None = `LEPTON_DATA`.
+        size: Side of its images in pixels, one of `SIZES`.
+    """
+
+    name: str = "digits"
+    data: Path | None = None
+    size: int = 16
+
+    def __call__(self) -> Suite:
+        """Make the suite.
+
+        Raises:
+            InputError: If the name is unknown, or the folder is not usable.
+        """
+        if self.name == "data":
+            return data_suite(data_folder(self.data), self.size)
+        if self.name != "digits":
+            raise InputError(f"suite {self.name!r} is unknown: expected digits or data")
+        return TaskSuite.digits()
 
 
 def splits_of(suite: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ and i. Held-out splits never share a shift kind, an architecture or an image wit
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,8 @@ SPLITS = ("train", "validation", "held-out-tasks", "held-out-shifts", "held-out-
 LABELS_PER_CLASS = (1, 2, 3, 5, 10)
 BUDGETS = (40, 80, 120, 160)
 LONG_BUDGET = 480
+CLASS_PARTS = ("all", "lower", "upper")  # every class, or one half of them: networks differ in what they can tell apart
+SOURCE_SHIFTS = 6  # shifted sources per base set; few, because each is a network to train
 EVAL_IMAGES = 256
 MAX_UNLABELLED = 512
 
@@ -33,6 +36,7 @@ class Recipe:
         split: Part of the suite.
         index: Number within the split.
         base: Name of the base set.
+        classes: Which of its classes, one of `CLASS_PARTS`.
         architecture: Name of the network.
         source_shift: Shift of the source domain, or None.
         target_shifts: Shifts of the target domain, applied in order.
@@ -47,6 +51,7 @@ class Recipe:
     split: str
     index: int
     base: str
+    classes: str
     architecture: str
     source_shift: Shift | None
     target_shifts: tuple[Shift, ...]
@@ -91,8 +96,9 @@ def draw_recipe(
         split=split,
         index=index,
         base=base,
+        classes=str(rng.choice(CLASS_PARTS, p=(0.8, 0.1, 0.1))),
         architecture=str(rng.choice(architectures)),
-        source_shift=_shift(rng, TRAIN_KINDS, 0.2, 0.6, seed=int(rng.integers(4))) if rng.random() < 0.4 else None,
+        source_shift=_source_shift(base, int(rng.integers(SOURCE_SHIFTS))) if rng.random() < 0.4 else None,
         target_shifts=_target_shifts(rng, split),
         label_skew=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.35 else 0.0,
         labels_per_class=int(rng.choice(LABELS_PER_CLASS)) * few,
@@ -111,9 +117,34 @@ def _target_shifts(rng: np.random.Generator, split: str) -> tuple[Shift, ...]:
     return tuple(shifts)
 
 
-def _shift(rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: float, seed: int | None = None) -> Shift:
+def _source_shift(base: str, number: int) -> Shift:
+    """Return one of a base set's few source shifts."""
+    return _shift(np.random.default_rng((zlib.crc32(base.encode()), number)), TRAIN_KINDS, 0.2, 0.6)
+
+
+def _shift(rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: float) -> Shift:
     kind, severity = str(rng.choice(kinds)), round(float(rng.uniform(low, high)), 1)
-    return Shift(kind=kind, severity=severity, seed=int(rng.integers(2**31)) if seed is None else seed)
+    return Shift(kind=kind, severity=severity, seed=int(rng.integers(2**31)))
+
+
+class Suite(Protocol):
+    """Anything that makes task number `index` of a split, the same one every time."""
+
+    def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
+        """Draw a task without making it."""
+        ...
+
+    def make(self, recipe: Recipe) -> AdaptationTask:
+        """Make the task of a recipe."""
+        ...
+
+    def task(self, split: str, index: int, regime: Regime | None = None) -> AdaptationTask:
+        """Draw and make a task."""
+        ...
+
+    def widest(self, recipe: Recipe) -> Recipe:
+        """Return a recipe like the given one whose task has as many classes as any: the measure of a fleet."""
+        ...
 
 
 class TaskSuite:
@@ -141,8 +172,8 @@ class TaskSuite:
         self.width, self.pretrain_steps = width, pretrain_steps
         self._bases = bases
         self._loaded: dict[str, tuple[Domain, Domain]] = {}
-        self._sources: dict[tuple[str, Shift | None], _Source] = {}
-        self._models: dict[tuple[str, str, Shift | None], StagedNet] = {}
+        self._sources: dict[_SourceKey, _Source] = {}
+        self._models: dict[tuple[str, _SourceKey], StagedNet] = {}
 
     @classmethod
     def digits(cls) -> "TaskSuite":
@@ -157,15 +188,21 @@ class TaskSuite:
         """Make task number `index` of a split; the same one every time."""
         return self.make(self.recipe(split, index, regime))
 
+    def widest(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the base set that has most classes, and all of them."""
+        base = max(sorted(self._bases), key=lambda name: self._halves(name)[0].n_classes)
+        return replace(recipe, base=base, classes="all", source_shift=None)
+
     def make(self, recipe: Recipe) -> AdaptationTask:
         """Make the task of a recipe."""
-        source = self._source(recipe.base, recipe.source_shift)
+        key: _SourceKey = (recipe.base, recipe.classes, recipe.source_shift)
+        source = self._source(key)
         rng = np.random.default_rng(recipe.seed)
-        target = compose(self._halves(recipe.base)[1], recipe.target_shifts)
+        target = compose(class_part(self._halves(recipe.base)[1], recipe.classes), recipe.target_shifts)
         parts = split_target(target, recipe, rng)
         visible = VisibleTask(
             name=recipe.name,
-            model=self._model(recipe.architecture, recipe.base, recipe.source_shift),
+            model=self._model(recipe.architecture, key),
             n_classes=target.n_classes,
             mean=source.mean,
             std=source.std,
@@ -188,10 +225,10 @@ class TaskSuite:
             self._loaded[base] = (domain.take(order[:cut]), domain.take(order[cut:]))
         return self._loaded[base]
 
-    def _source(self, base: str, shift: Shift | None) -> "_Source":
-        key = (base, shift)
+    def _source(self, key: "_SourceKey") -> "_Source":
         if key not in self._sources:
-            half = self._halves(base)[0]
+            base, classes, shift = key
+            half = class_part(self._halves(base)[0], classes)
             shifted = half if shift is None else shift(half)
             cut = len(shifted) * 4 // 5
             train, val = shifted.take(np.arange(cut)), shifted.take(np.arange(cut, len(shifted)))
@@ -199,12 +236,26 @@ class TaskSuite:
             self._sources[key] = _Source(train=train, val=val, mean=mean, std=std)
         return self._sources[key]
 
-    def _model(self, architecture: str, base: str, shift: Shift | None) -> StagedNet:
-        key = (architecture, base, shift)
-        if key not in self._models:
-            source = self._source(base, shift).train
-            self._models[key] = pretrained(architecture, source, width=self.width, steps=self.pretrain_steps)
-        return self._models[key]
+    def _model(self, architecture: str, key: "_SourceKey") -> StagedNet:
+        if (architecture, key) not in self._models:
+            source = self._source(key).train
+            self._models[architecture, key] = pretrained(
+                architecture, source, width=self.width, steps=self.pretrain_steps
+            )
+        return self._models[architecture, key]
+
+
+_SourceKey = tuple[str, str, Shift | None]  # base set, part of its classes, shift
+
+
+def class_part(domain: Domain, part: str) -> Domain:
+    """Return the images of one half of the classes, renumbered from 0; `all` returns the domain as it is."""
+    if part == "all":
+        return domain
+    half = domain.n_classes // 2
+    first, last = (0, half) if part == "lower" else (half, domain.n_classes)
+    chosen = domain.take(np.flatnonzero((domain.labels >= first) & (domain.labels < last)))
+    return replace(chosen, labels=chosen.labels - first, classes=domain.classes[first:last])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,6 +334,7 @@ def _facts(recipe: Recipe) -> dict[str, float | int | str]:
     shifts = [s for s in (recipe.source_shift, *recipe.target_shifts) if s is not None]
     return {
         "base": recipe.base,
+        "classes": recipe.classes,
         "architecture": recipe.architecture,
         "shifts": "+".join(f"{s.kind}{s.severity}" for s in shifts),
         "label_skew": recipe.label_skew,

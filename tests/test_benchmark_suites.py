@@ -64,7 +64,7 @@ def data(tmp_path, monkeypatch):
 def test_held_out_sets_are_in_their_own_split_and_nowhere_else(data):
     suite = datasets.data_suite(data)
     for split in SPLITS:
-        assert {suite.recipe(split, i).base for i in range(40)} == {"mnist", "cifar10"}
+        assert {suite.recipe(split, i).base for i in range(40)} == {"mnist", "cifar10", "digits"}
     names = [suite.recipe("held-out-datasets", i).base for i in range(8)]
     assert set(names) == {"mnist-usps", "mnist-mnist_m", "usps-mnist", "mnist_m-mnist"}
     assert not any(suite.recipe("held-out-datasets", i).target_shifts for i in range(8))

@@ -21,10 +21,11 @@ from lepton_rl.agents.workers import WorkerVectorEnv
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.choice import Choice
 from lepton_rl.controls import ACTION_SIZES, KEEP
-from lepton_rl.envs import FineTuneVectorEnv, session
+from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.errors import InputError
 from lepton_rl.signals import SIGNALS
+from lepton_rl.suite import TaskSuite
 
 
 class CountingEnv(gymnasium.Env):
@@ -130,7 +131,7 @@ def test_workers_do_what_one_process_does(suite):
 
 @pytest.fixture
 def tiny(suite, monkeypatch):
-    monkeypatch.setitem(session.SUITES, "digits", lambda: suite)
+    monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
     return {
         "tasks": 2,
         "n_envs": 2,
