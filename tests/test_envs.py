@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
+from lepton_rl.domain import Domain
 from lepton_rl.envs import ENV_ID, FineTuneEnv
 from lepton_rl.envs.reward import DIVERGENCE_PENALTY, reward
 from lepton_rl.errors import InputError
 from lepton_rl.models import TRAIN_ARCHITECTURES
 from lepton_rl.signals import SIGNALS
+from lepton_rl.suite import TaskSuite, class_part
 
 KEEP_ACTION = np.array(KEEP)
 
@@ -100,9 +102,14 @@ def test_a_diverging_run_ends_with_finite_values_and_restored_weights(suite, mon
     assert all((before[name] == after[name]).all() for name in before)
 
 
-@pytest.mark.parametrize("fleet", [True, False])
-def test_lanes_do_what_single_environments_do(suite, fleet):
+@pytest.mark.parametrize(("fleet", "mixed"), [(True, False), (False, False), (True, True), (False, True)])
+def test_lanes_do_what_single_environments_do(suite, fleet, mixed):
+    """Also where tasks have different numbers of classes."""
     n = 4
+    if mixed:
+        half = lambda: class_part(Domain.digits(), "lower")  # noqa: E731
+        suite = TaskSuite("mixed-test", {"half": half, "whole": Domain.digits}, pretrain_steps=60, budgets=(10,))
+        assert {suite.task("train", i).visible.n_classes for i in range(4)} == {5, 10}
     vector = gymnasium.make_vec(
         ENV_ID, num_envs=n, vectorization_mode="vector_entry_point", suite=suite, tasks=4, fleet=fleet
     )

@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.models import HELD_OUT_ARCHITECTURES, TRAIN_ARCHITECTURES
 from lepton_rl.shifts import HELD_OUT_KINDS, TRAIN_KINDS
-from lepton_rl.suite import LONG_BUDGET, SPLITS, draw_recipe, split_target
+from lepton_rl.suite import (
+    CLASS_PARTS,
+    LONG_BUDGET,
+    SOURCE_SHIFTS,
+    SPLITS,
+    class_part,
+    draw_recipe,
+    split_target,
+)
 from lepton_rl.task import VisibleTask
 
 
@@ -91,6 +100,23 @@ def test_label_noise_reaches_the_few_labels_only(suite):
     wrong = [right[x.tobytes()] != y for x, y in zip(b.support.images, b.support.labels, strict=True)]
     assert 0.2 < np.mean(wrong) < 0.7
     assert all(right[x.tobytes()] == y for x, y in zip(a.support.images, a.support.labels, strict=True))
+
+
+def test_half_of_the_classes_are_numbered_from_zero():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 0)
+    domain = Domain.from_arrays(images, np.arange(5).repeat(4), classes=tuple("abcde"))
+    lower, upper = class_part(domain, "lower"), class_part(domain, "upper")
+    assert (lower.classes, upper.classes) == (("a", "b"), ("c", "d", "e"))
+    assert np.bincount(upper.labels).tolist() == [4, 4, 4]
+    assert np.array_equal(upper.images[:, 0, 0, 0], upper.labels + 2)
+    assert class_part(domain, "all") is domain
+
+
+def test_classes_shifted_sources_and_their_number_are_drawn():
+    drawn = [draw_recipe(("digits",), "train", i, None) for i in range(400)]
+    shares = [np.mean([r.classes == part for r in drawn]) for part in CLASS_PARTS]
+    assert np.allclose(shares, [0.8, 0.1, 0.1], atol=0.05)
+    assert len({r.source_shift for r in drawn}) == 1 + SOURCE_SHIFTS
 
 
 @pytest.mark.parametrize(
