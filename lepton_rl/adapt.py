@@ -20,7 +20,7 @@ from lepton_rl.domain import Domain
 from lepton_rl.lock import beside, locked
 from lepton_rl.manifest import check_free, whole_folder, write_manifest
 from lepton_rl.metrics import Comparison, Floats, Metrics, compare
-from lepton_rl.own import own_task
+from lepton_rl.own import NewHead, own_task
 from lepton_rl.policy import Policy
 from lepton_rl.preprocessing import Preprocessing, accuracy, predict, probabilities
 from lepton_rl.rollout import Callback, Row, RunResult, rollout
@@ -52,6 +52,9 @@ class AdaptResult:
         arguments: What `adapt` was called with, for the manifest.
         metrics: Both models on the `test` images, class by class and with intervals; None without any.
         cross_validation: The same over the few labels, from further runs; None unless asked for.
+        notes: What was put right in the model or the images, in words.
+        previous_head: The head that the model came with, where it got a new one for other classes, or None;
+            `task_adapter.with_head` puts it back.
     """
 
     model: nn.Module
@@ -68,6 +71,8 @@ class AdaptResult:
     arguments: dict[str, Any] = field(default_factory=dict)
     metrics: Comparison | None = None
     cross_validation: CrossValidation | None = None
+    notes: tuple[str, ...] = ()
+    previous_head: nn.Linear | None = None
 
     def predict(self, domain: Domain) -> NDArray[np.int64]:
         """Return the most likely class of every image of a domain of any size, an index into `classes`, `[n]`."""
@@ -101,6 +106,8 @@ class AdaptResult:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomically(part / "history.jsonl", lines.encode())
             write_atomically(part / "result.json", self._record().encode())
+            if self.previous_head is not None:
+                write_atomically(part / "previous_head.safetensors", save(dict(self.previous_head.state_dict())))
             write_manifest(part, command=command, arguments=arguments or self.arguments, argv=argv)
             adapt_report(part)
         return Path(folder)
@@ -112,7 +119,7 @@ class AdaptResult:
         return save(tensors, {"lepton_model": json.dumps(facts, sort_keys=True)})
 
     def _record(self) -> str:
-        names = ("verdict", "reason", "chosen", "before", "after", "classes", "steps", "seconds")
+        names = ("verdict", "reason", "chosen", "before", "after", "classes", "steps", "seconds", "notes")
         facts = {name: getattr(self, name) for name in names} | {"preprocessing": vars(self.preprocessing)}
         for name, found in (("metrics", self.metrics), ("cross_validation", self.cross_validation)):
             facts[name] = None if found is None else found.to_json()
@@ -135,6 +142,9 @@ def adapt(
     classes: Sequence[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    stages: Sequence[Sequence[str]] | None = None,
+    head: str | None = None,
+    new_head: NewHead = "auto",
     callback: Callback | None = None,
     progress: bool = False,
 ) -> AdaptResult:
@@ -160,6 +170,11 @@ def adapt(
         classes: Names of the model's outputs, in order; default the source's.
         image_size: Side, or (height, width), in pixels; default the source's, or the target's own.
         normalisation: Mean and standard deviation per channel, in 0..1.
+        stages: One to four groups of module names, from the image to the head; default those that
+            `lepton inspect MODEL` shows.
+        head: Dotted name of the linear classifier; default the last `nn.Linear`.
+        new_head: Whether the model gets a head for other classes: `auto` (where the source has another number
+            of classes than the model), `always`, `never`. The old one is `AdaptResult.previous_head`.
         callback: Called with every row of the history as it is made.
         progress: Whether to show a progress bar.
 
@@ -180,6 +195,9 @@ def adapt(
             classes=classes,
             image_size=image_size,
             normalisation=normalisation,
+            stages=stages,
+            head=head,
+            new_head=new_head,
         )
 
     if out is not None:
@@ -191,8 +209,9 @@ def adapt(
         names = task.visible.target_unlabelled.classes
         with _shown(progress, budget, callback) as listener:
             run = rollout(task.visible, actor, seed=seed, callback=listener)
-        adapted = _chosen_model(model, run)
-        original = copy.deepcopy(model).eval()
+        start = task.visible.model  # yours, or a copy of it with a new head
+        adapted = _chosen_model(start, run)
+        original = copy.deepcopy(start).eval()
         metrics = None
         if task.hidden.target_test is not None:
             metrics = compare(*_judged(original, adapted, task.hidden.target_test, way), names)
@@ -200,8 +219,9 @@ def adapt(
         def once(part: Domain, held_out: Domain) -> tuple[NDArray[np.int64], Floats, Floats]:
             fold, fold_way = prepared(part, held_out)
             assert fold.hidden.target_test is not None
-            other = _chosen_model(model, rollout(fold.visible, actor, seed=seed))
-            return _judged(original, other, fold.hidden.target_test, fold_way)
+            first = copy.deepcopy(fold.visible.model).eval()
+            other = _chosen_model(first, rollout(fold.visible, actor, seed=seed))
+            return _judged(first, other, fold.hidden.target_test, fold_way)
 
         result = AdaptResult(
             model=adapted,
@@ -215,6 +235,8 @@ def adapt(
             preprocessing=way,
             steps=run.steps,
             seconds=run.seconds,
+            notes=task.notes,
+            previous_head=task.previous_head,
             arguments={
                 "model": type(model).__name__,
                 "source": None if source is None else source.summary(),

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.models import ARCHITECTURES, build_model
+from lepton_rl.named_models import build_named, find_named, is_named
+from lepton_rl.stages import find_stages
+from lepton_rl.task_adapter import with_head
 
 NPZ_SPLITS = ("train", "test")
 NESTED_KEYS = ("state_dict", "model_state_dict")
@@ -25,9 +28,11 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
     """Return a model by name, with the weights of a file if one is given.
 
     Args:
-        name: `vgg`, `resnet`, `vgg-gn` or `resnet-gn` (these need `weights`), or `package.module:function`, a
-            callable without arguments that returns an `nn.Module`; modules of the working folder are found too.
-        weights: A `.safetensors` file, or a `.pt` file that holds plain tensors.
+        name: `vgg`, `resnet`, `vgg-gn` or `resnet-gn`; `timm:NAME`, `torchvision:NAME` or `hf:NAME`; or
+            `package.module:function`, a callable without arguments that returns an `nn.Module`; modules of the
+            working folder are found too. All but the last, and `hf:FOLDER`, need `weights`.
+        weights: A `.safetensors` file, or a `.pt` file that holds plain tensors. Where it has a head for another
+            number of classes, the model gets a head of that size.
 
     Raises:
         InputError: If there is no such model, or the weights do not fit it.
@@ -40,11 +45,25 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
                 "or --source to train it there first"
             )
         model: nn.Module = _built_in(name, tensors, str(weights))
+    elif is_named(name):
+        found = find_named(name)
+        if tensors is None and not found.trained:
+            raise InputError(
+                f"model {name!r} comes without weights, as none are fetched: expected a file of trained ones; give "
+                "--weights, or --source to train it there first"
+            )
+        model = build_named(found, name)
     else:
         model = _made(name)
     if tensors is not None:
+        model = _with_head_of(model, tensors)
         _fill(model, tensors, f"weights {str(weights)!r}")
     return model.eval()
+
+
+def untrained_model(name: str) -> nn.Module:
+    """Return a network of timm, torchvision or Hugging Face with random weights, to look at or to train."""
+    return build_named(find_named(name), name).eval()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -114,6 +133,22 @@ def _built_in(name: str, tensors: Mapping[str, Tensor], path: str) -> nn.Module:
     return build_model(name, channels=stem.shape[1], n_classes=head.shape[0], width=stem.shape[0])
 
 
+def _with_head_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model a head for as many classes as the weights have, where all else fits."""
+    own = model.state_dict()
+    wrong = {key for key in own if key in tensors and own[key].shape != tensors[key].shape}
+    if not wrong or not any(isinstance(module, nn.Linear) for module in model.modules()):
+        return model
+    name = find_stages(model).head
+    weight = tensors.get(f"{name}.weight")
+    if weight is None or weight.dim() != 2 or not wrong <= {f"{name}.weight", f"{name}.bias"}:
+        return model
+    if weight.shape[1] != own[f"{name}.weight"].shape[1]:
+        return model
+    bias = f"{name}.bias" in own
+    return with_head(model, name, nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias))
+
+
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -138,7 +173,8 @@ def _made(name: str) -> nn.Module:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise InputError(
-            f"model {name!r} is unknown: expected one of {', '.join(ARCHITECTURES)}, or package.module:function"
+            f"model {name!r} is unknown: expected one of {', '.join(ARCHITECTURES)}, timm:NAME, torchvision:NAME, "
+            "hf:NAME, or package.module:function"
         )
     with _working_folder_first():
         try:

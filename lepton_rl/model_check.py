@@ -1,12 +1,16 @@
 """What a user's model must be: images in, one row of finite logits out, weights that can be trained."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from lepton_rl.arrays import one_line
 from lepton_rl.errors import InputError
-from lepton_rl.stages import find_stages
+from lepton_rl.outputs import logits_of
+from lepton_rl.stages import StagePlan, find_stages
 
 
 def input_channels(model: nn.Module, default: int) -> int:
@@ -17,14 +21,28 @@ def input_channels(model: nn.Module, default: int) -> int:
     return default
 
 
-def check_model(model: nn.Module, channels: int, height: int, width: int) -> int:
-    """Try a model on two blank images and return its number of classes; the model itself is not touched.
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a trial of a model has shown.
+
+    Attributes:
+        n_classes: Length of a row of logits.
+        notes: What will be put right on the way, in words.
+    """
+
+    n_classes: int
+    notes: tuple[str, ...]
+
+
+def check_model(model: nn.Module, channels: int, height: int, width: int, plan: StagePlan | None = None) -> ModelFacts:
+    """Try a model on two blank images; the model itself is not touched.
 
     Args:
         model: From images to logits.
         channels: Of the images.
         height: In pixels.
         width: In pixels.
+        plan: Its layer groups; default those that are found.
 
     Raises:
         TypeError: If it is no `nn.Module`.
@@ -34,21 +52,46 @@ def check_model(model: nn.Module, channels: int, height: int, width: int) -> int
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: expected a torch.nn.Module from images to logits")
     name = type(model).__name__
-    head = find_stages(model).head
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"model {name}: {key!r} is not finite: expected trained weights; load them again")
-    # A copy in float32, which is what engines train: trying a model must not move it or count its batches.
-    trial = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    _check_weights(model, name)
+    head = (plan or find_stages(model)).head
+    trial = _copied(model, name)
     reached: list[bool] = []
     trial.get_submodule(head).register_forward_pre_hook(lambda *_: reached.append(True))
     outputs = _forward(trial, name, [2, channels, height, width])
     if not reached:
         raise InputError(
             f"model {name}: its last linear layer {head!r} takes no part in the forward pass: expected the "
-            "classifier to be the last nn.Linear; remove the unused layer"
+            "classifier to be the last nn.Linear; remove the unused layer, or give head, the name of the classifier"
         )
-    return _class_count(outputs, name)
+    logits = logits_of(outputs)
+    notes = [] if logits is outputs else [f"model {name} returns {type(outputs).__name__}: its logits are used"]
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float32"}
+    if kinds:
+        notes.append(
+            f"model {name} is in {', '.join(sorted(kinds))}: a copy is trained in float32 and given back as it was"
+        )
+    return ModelFacts(n_classes=_class_count(logits, name), notes=tuple(notes))
+
+
+def _check_weights(model: nn.Module, name: str) -> None:
+    for key, value in model.state_dict().items():
+        if isinstance(value, UninitializedBuffer | UninitializedParameter):
+            raise InputError(f"model {name}: {key!r} has no shape yet: expected trained weights; run the model once")
+        if value.is_meta:
+            raise InputError(f"model {name}: {key!r} is on the meta device: expected trained weights; load them first")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"model {name}: {key!r} is not finite: expected trained weights; load them again")
+
+
+def _copied(model: nn.Module, name: str) -> nn.Module:
+    """Return a copy in float32, which is what engines train: a trial must not move the model or count its batches."""
+    try:
+        return copy.deepcopy(model).to("cpu", torch.float32).eval()
+    except Exception as error:  # a module may hold anything; what cannot be copied cannot be adapted either
+        raise InputError(
+            f"model {name} cannot be copied ({one_line(error)}): expected a module that copy.deepcopy can copy, as "
+            "the original is never changed; detach the tensors that it keeps besides its weights"
+        ) from error
 
 
 def _forward(model: nn.Module, name: str, shape: list[int]) -> object:

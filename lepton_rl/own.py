@@ -1,6 +1,8 @@
 """Make an adaptation task from a user's own model and images."""
 
+import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,11 @@ from lepton_rl.model_check import check_model, input_channels
 from lepton_rl.preprocessing import Preprocessing
 from lepton_rl.pretrain import channel_statistics
 from lepton_rl.run import decisions_of
+from lepton_rl.stages import StagePlan, find_stages, stages_by_hand
 from lepton_rl.task import AdaptationTask, HiddenTask, VisibleTask
+from lepton_rl.task_adapter import fitted_head, with_head
+
+NewHead = Literal["auto", "always", "never"]
 
 VAL_SHARE = 5  # one source image in five is kept out of training
 PROBE_SHARE = 3  # one labelled target image in three validates
@@ -31,6 +37,9 @@ def own_task(
     classes: Sequence[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    stages: Sequence[Sequence[str]] | None = None,
+    head: str | None = None,
+    new_head: NewHead = "auto",
 ) -> tuple[AdaptationTask, Preprocessing]:
     """Split, convert and check a user's model and domains.
 
@@ -48,6 +57,11 @@ def own_task(
         image_size: Side, or (height, width), in pixels.
         normalisation: Mean and standard deviation per channel, in 0..1, that the model was trained with;
             default those of the source's training part, or of the target when source-free.
+        stages: One to four groups of module names, from the image to the head; default those that are found.
+        head: Dotted name of the linear classifier; default the last `nn.Linear`.
+        new_head: Whether the model gets a head for the classes of the source (or the target, or `classes`),
+            fitted on labelled images: `auto`, where the source has another number of classes than the model and
+            `classes` are not given; `always`; `never`.
 
     Returns:
         The task, and how its images were made.
@@ -59,19 +73,33 @@ def own_task(
     _check_types(target, source, test, budget, seed)
     decisions_of(budget)
     shape = _shape(model, source or target, image_size)
-    n_classes = check_model(model, *shape)
-    names = _class_names(n_classes, classes, source, target)
+    _check_is_model(model)
+    plan = _plan(model, stages, head)
+    facts = check_model(model, *shape, plan)
+    renewed = _wants_new_head(new_head, facts.n_classes, classes, source)
+    names = _class_names(None if renewed else facts.n_classes, classes, source, target)
     if source is not None:
         source = _prepared(source, shape, names, "source").labelled()
     target = _prepared(target, shape, names, "target")
     train, val = (None, None) if source is None else split_source(source, seed)
     mean, std = _normalisation(normalisation, shape[0], target if train is None else train)
     support, probe = split_labelled(target.labelled(), seed)
+    way = Preprocessing(
+        channels=shape[0], height=shape[1], width=shape[2], mean=tuple(mean.tolist()), std=tuple(std.tolist())
+    )
+    notes, previous = list(facts.notes), None
+    if renewed:
+        previous = copy.deepcopy(model.get_submodule(plan.head))
+        model = _renewed(model, plan, train or support or target, way)
+        notes.append(
+            f"the model had {facts.n_classes} outputs: it got a new head for {len(names)} classes, fitted on labelled "
+            "images, and the old one is kept"
+        )
     order = np.random.default_rng((seed, 2)).permutation(len(target))  # signals look at the first 128
     visible = VisibleTask(
         name=target.name,
         model=model,
-        n_classes=n_classes,
+        n_classes=len(names),
         mean=mean,
         std=std,
         budget=budget,
@@ -80,12 +108,12 @@ def own_task(
         target_support=support,
         target_probe=probe,
         target_unlabelled=target.take(order).without_labels(),
+        plan=plan,
     )
     hidden = HiddenTask(target_test=None if test is None else _test(test, shape, names))
-    way = Preprocessing(
-        channels=shape[0], height=shape[1], width=shape[2], mean=tuple(mean.tolist()), std=tuple(std.tolist())
-    )
-    return AdaptationTask(visible=visible, hidden=hidden), way
+    assert previous is None or isinstance(previous, nn.Linear)
+    task = AdaptationTask(visible=visible, hidden=hidden, notes=tuple(notes), previous_head=previous)
+    return task, way
 
 
 def split_source(source: Domain, seed: int) -> tuple[Domain, Domain]:
@@ -138,6 +166,31 @@ def _check_types(target: Domain, source: Domain | None, test: Domain | None, bud
         raise InputError(f"seed {seed} is out of range: expected 0 to 2^63 - 1; choose a smaller one")
 
 
+def _check_is_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}: expected a torch.nn.Module from images to logits")
+
+
+def _plan(model: nn.Module, stages: Sequence[Sequence[str]] | None, head: str | None) -> StagePlan:
+    if stages is None:
+        return find_stages(model, head)
+    if isinstance(stages, str) or any(isinstance(group, str) for group in stages):
+        raise TypeError(f"stages are {stages!r}: expected groups of module names, for example [['conv1'], ['layer1']]")
+    return stages_by_hand(model, stages, head)
+
+
+def _wants_new_head(new_head: NewHead, n_outputs: int, classes: Sequence[str] | None, source: Domain | None) -> bool:
+    if new_head not in ("auto", "always", "never"):
+        raise InputError(f"new_head {new_head!r} is unknown: expected auto, always or never")
+    if new_head != "auto":
+        return new_head == "always"
+    return classes is None and source is not None and source.n_classes != n_outputs
+
+
+def _renewed(model: nn.Module, plan: StagePlan, labelled: Domain, way: Preprocessing) -> nn.Module:
+    return with_head(model, plan.head, fitted_head(model, plan.head, labelled, way))
+
+
 def _shape(model: nn.Module, domain: Domain, image_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
     """Return channels, height and width of all images."""
     channels, height, width = (int(side) for side in domain.images.shape[1:])
@@ -174,9 +227,9 @@ def _test(test: Domain, shape: tuple[int, int, int], names: tuple[str, ...]) -> 
 
 
 def _class_names(
-    n_classes: int, classes: Sequence[str] | None, source: Domain | None, target: Domain
+    n_classes: int | None, classes: Sequence[str] | None, source: Domain | None, target: Domain
 ) -> tuple[str, ...]:
-    """Return the names of the model's outputs."""
+    """Return the names of the model's outputs; None = there will be as many as there are names."""
     if classes is not None:
         if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"classes are {classes!r}: expected a sequence of strings, one an output")
@@ -185,12 +238,17 @@ def _class_names(
         names, what = source.classes, "the source knows"
     elif target.has_labels:
         names, what = target.classes, "the target, without a source, knows"
+    elif n_classes is None:
+        raise InputError(
+            "a new head is asked for, and no class is known: expected classes, or a source or a target with labels"
+        )
     else:
         return tuple(str(i) for i in range(n_classes))
+    n_classes = len(names) if n_classes is None else n_classes
     if len(names) != n_classes or len(set(names)) != n_classes:
         raise InputError(
             f"the model has {n_classes} outputs but {what} {len(names)} classes ({_some(names)}): expected one name "
-            "an output; give classes, the names of the model's outputs in their order"
+            "an output; give classes, the names of the model's outputs in their order, or ask for a new head"
         )
     return names
 

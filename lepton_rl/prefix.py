@@ -4,12 +4,15 @@ While the lower stages are frozen they are a fixed function of the image and of 
 Head-only training then costs as much as a linear layer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lepton_rl.gates import Gates
+from lepton_rl.outputs import as_logits
 from lepton_rl.stages import HEAD, N_STAGES, StagePlan
 
 CACHE_BYTES = 256 * 2**20
@@ -22,7 +25,8 @@ class SplitNetwork:
     """A network cut in two at a stage: `upper(lower(x, cut), cut)` equals `model(x)`.
 
     A network with `stages`, `pool`, `flatten` and `head` that runs them in this order (the package's own family)
-    can be cut below any stage. Of any other one the head can be cut off, if its output is the network's output.
+    can be cut below any stage. Any other one is cut by gates, wherever the halves give what the whole gives; its
+    head can be cut off if its output is the network's output.
 
     Args:
         model: In evaluation mode.
@@ -36,18 +40,36 @@ class SplitNetwork:
         named = tuple((f"stages.{i}",) for i in range(N_STAGES))
         parts = [getattr(model, name, None) for name in ("stages", "pool", "flatten")]
         self.staged = plan.stages == named and all(isinstance(part, nn.Module) for part in parts)
+        self.gates: Gates | None = None
+        self.cuts: list[int] = []
         self.features: list[Tensor] = []
         self.head.register_forward_pre_hook(lambda _, inputs: self.features.append(inputs[0]))
         self.can_cut = self._verify(example)
+        if not self.staged:
+            self.gates = Gates(model, plan, example)
+            self.cuts = [cut for cut in range(1, HEAD) if self._can_cut_at(cut, example)]
 
     @torch.no_grad()
     def _verify(self, example: Tensor) -> bool:
         self.features.clear()
-        whole = self.model(example)
+        whole = as_logits(self.model(example))
         inner = self.features[-1]
         if self.staged:
             self.staged = self._agree(self.upper(self.lower(example, 2), 2), whole)
         return inner.dim() == 2 and self._agree(self.head(inner), whole)
+
+    @torch.no_grad()
+    def _can_cut_at(self, cut: int, example: Tensor) -> bool:
+        assert self.gates is not None
+        if not self.gates.can_enter(cut):
+            return False
+        whole = as_logits(self.model(example))
+        try:
+            parts = (example, example[:1])
+            halves = [as_logits(self.gates.upper(self.lower(part, cut), cut, math.nan)) for part in parts]
+        except Exception:  # what lies between the units may fail in any way on blanks: no cut there
+            return False
+        return self._agree(halves[0], whole) and self._agree(halves[1], whole[:1])
 
     def _agree(self, one: Tensor, other: Tensor) -> bool:
         return one.shape == other.shape and bool(torch.allclose(one, other, rtol=1e-4, atol=1e-5))
@@ -55,9 +77,11 @@ class SplitNetwork:
     def cut_for(self, live: Sequence[bool]) -> int:
         """Return how many groups from below may be cut off when only the marked ones train; 0 = none."""
         frozen = next(i for i in range(HEAD + 1) if live[i] or i == HEAD)
-        if frozen == HEAD:
-            return HEAD if self.can_cut else 0
-        return frozen if self.staged else 0
+        if frozen == HEAD and self.can_cut:
+            return HEAD
+        if self.staged:
+            return frozen if frozen < HEAD else 0
+        return max((cut for cut in self.cuts if cut <= frozen), default=0)
 
     def lower(self, x: Tensor, cut: int) -> Tensor:
         """Run what lies below the cut; at `HEAD` that gives features `[n, d]`."""
@@ -65,12 +89,16 @@ class SplitNetwork:
             self.features.clear()
             self.model(x)
             return self.features[-1]
+        if self.gates is not None:
+            return self.gates.lower(x, cut)
         for stage in self._parts("stages")[:cut]:
             x = stage(x)
         return self._flat(x) if cut == HEAD else x
 
     def upper(self, x: Tensor, cut: int) -> Tensor:
         """Run what lies above the cut, from what `lower` gave to logits `[n, k]`."""
+        if cut < HEAD and self.gates is not None:
+            return as_logits(self.gates.upper(x, cut))
         if cut < HEAD:
             for stage in self._parts("stages")[cut:]:
                 x = stage(x)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lepton_rl.domain import Domain
+from lepton_rl.outputs import as_logits
 
 CHUNK = 256  # images per forward pass
 
@@ -46,7 +47,7 @@ def logits(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> Te
     images = preprocessing.fit(domain).images
     like = next(model.parameters())
     parts = [
-        model(preprocessing(images[i : i + CHUNK]).to(like.device, like.dtype)).float().cpu()
+        as_logits(model(preprocessing(images[i : i + CHUNK]).to(like.device, like.dtype))).float().cpu()
         for i in range(0, len(images), CHUNK)
     ]
     return torch.cat(parts)

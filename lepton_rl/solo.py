@@ -12,6 +12,7 @@ from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.engine import VIEW, Engine, Side
 from lepton_rl.errors import InputError
 from lepton_rl.normalisation import MOMENTUM, DomainStatistics
+from lepton_rl.outputs import as_logits
 from lepton_rl.prefix import CACHE_BYTES, PrefixCache, SplitNetwork
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, StagePlan, find_stages
 from lepton_rl.task import VisibleTask
@@ -57,7 +58,7 @@ class SoloEngine(Engine):
         self.channels_last = self._prefers_channels_last(task) if channels_last is None else channels_last
         self.cache = PrefixCache(cache_bytes)
         self._ready: set[Side] = set()
-        self.plan: StagePlan = find_stages(task.model)
+        self.plan: StagePlan = task.plan or find_stages(task.model)
         self._prepare(task)
         self.heads = AuxiliaryHeads(1, self._feature_width(), self.device, dtype)
 
@@ -91,7 +92,7 @@ class SoloEngine(Engine):
 
     def _load_network(self, lane: int, task: VisibleTask) -> None:
         del lane
-        self.plan = find_stages(task.model)
+        self.plan = task.plan or find_stages(task.model)
         self._prepare(task)
 
     def snapshot(self, lane: int) -> dict[str, Tensor]:
@@ -130,7 +131,7 @@ class SoloEngine(Engine):
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self._precision():
-            logits = self.model(pixels)
+            logits = as_logits(self.model(pixels))
         return self._both(logits)
 
     def _use(self, side: Side, live: bool, update: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 The knob *unfrozen stages* counts from the head downwards: 0 trains the head alone, 4 trains everything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +41,16 @@ def _inside(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def find_stages(model: nn.Module) -> StagePlan:
+def find_stages(model: nn.Module, head: str | None = None) -> StagePlan:
     """Find the layer groups of a network.
 
     The head is the last `nn.Linear`. The modules before it are taken at the coarsest level that has at
-    least four groups with parameters, and dealt evenly, in order, onto the four stages.
+    least four groups with parameters, and dealt evenly, in order, onto the four stages. A normalisation
+    layer belongs to what stands before it.
 
     Args:
         model: Any network from images to logits.
+        head: Dotted name of the classifier, where it is not the last `nn.Linear`.
 
     Raises:
         InputError: If the model has no parameters, or no linear layer that could be the head.
@@ -63,16 +65,55 @@ def find_stages(model: nn.Module) -> StagePlan:
             f"model {type(model).__name__} has no nn.Linear layer: expected a linear classifier as its head; "
             "wrap the network so that it ends in one"
         )
-    head = linear[-1]
-    units = [name for name in _units(model, head) if not _inside(head, name)]
-    parts = np.array_split(np.array(units, dtype=object), N_STAGES)
-    return StagePlan(stages=tuple(tuple(str(name) for name in part) for part in parts), head=head)
+    if head is not None and head not in linear:
+        raise InputError(
+            f"head {head!r} is no nn.Linear of the model: expected one of {', '.join(map(repr, linear[-4:]))}; "
+            "see lepton inspect MODEL"
+        )
+    head = head or linear[-1]
+    groups = _groups(model, head)
+    parts = np.array_split(np.arange(len(groups)), N_STAGES)
+    stages = tuple(tuple(name for i in part for name in groups[i]) for part in parts)
+    return StagePlan(stages=stages, head=head)
 
 
-def _units(model: nn.Module, head: str) -> list[str]:
-    """Open containers from the top until four groups with parameters lie before the head."""
+def stages_by_hand(model: nn.Module, stages: Sequence[Sequence[str]], head: str | None = None) -> StagePlan:
+    """Return a plan that a person wrote.
+
+    Args:
+        model: The network.
+        stages: One to four groups of dotted module names, from the image to the head; fewer than four leave
+            the lowest stages empty. What no group claims is never trained before the whole network is.
+        head: Dotted name of the linear classifier; default the last `nn.Linear`.
+
+    Raises:
+        InputError: If a name is no module with weights, stands in two groups, or the head is not linear.
+    """
+    head = find_stages(model, head).head
+    modules = dict(model.named_modules())
+    if not 1 <= len(stages) <= N_STAGES:
+        raise InputError(f"stages are {len(stages)} groups: expected 1 to {N_STAGES}, from the image to the head")
+    names = [name for group in stages for name in group]
+    for name in names:
+        if name not in modules or not name or not _has_parameters(modules[name].parameters()):
+            raise InputError(
+                f"stages name {name!r}, which is no module with weights: expected names such as "
+                f"{', '.join(map(repr, _children('', model)[:4]))}; see lepton inspect MODEL"
+            )
+        inside = [other for other in (*names, head) if other != name and _inside(other, name)]
+        if inside or names.count(name) > 1:
+            raise InputError(
+                f"stages name {name!r} beside {(inside or [name])[0]!r}, which is part of it: expected every module "
+                "in one group, and the head in none; name its parts"
+            )
+    empty = ((),) * (N_STAGES - len(stages))
+    return StagePlan(stages=(*empty, *(tuple(group) for group in stages)), head=head)
+
+
+def _groups(model: nn.Module, head: str) -> list[list[str]]:
+    """List what lies before the head at the coarsest level that gives every stage a group, if there is one."""
     units = _children("", model)
-    while sum(not _inside(head, unit) for unit in units) < N_STAGES:
+    while len(_joined(model, units, head)) < N_STAGES:
         opened = [inner for unit in units for inner in _children(unit, model) or [unit]]
         if opened == units:
             break
@@ -84,7 +125,28 @@ def _units(model: nn.Module, head: str) -> list[str]:
             for unit in units
             for inner in (_children(unit, model) if _inside(head, unit) and unit != head else [unit])
         ]
-    return units
+    return _joined(model, units, head)
+
+
+def _joined(model: nn.Module, units: list[str], head: str) -> list[list[str]]:
+    """Put normalisation layers, which change nothing but scales, into the group of the unit before them."""
+    groups: list[list[str]] = []
+    starts = True
+    for unit in units:
+        if _inside(head, unit):
+            continue
+        norm = _only_normalises(model.get_submodule(unit))
+        if groups and (norm or starts):
+            groups[-1].append(unit)
+        else:
+            groups.append([unit])
+        starts = norm and len(groups) == 1 and starts  # a layer that normalises the images joins what follows
+    return groups
+
+
+def _only_normalises(module: nn.Module) -> bool:
+    owners = [type(m).__name__ for m in module.modules() if _has_parameters(m.parameters(recurse=False))]
+    return bool(owners) and all("norm" in name.lower() for name in owners)
 
 
 def _children(name: str, model: nn.Module) -> list[str]:

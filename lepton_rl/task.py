@@ -13,6 +13,7 @@ from torch import nn
 
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
+from lepton_rl.stages import StagePlan
 
 Regime = Literal["few-label", "label-free"]
 REGIMES: tuple[Regime, ...] = ("few-label", "label-free")
@@ -34,6 +35,7 @@ class VisibleTask:
         target_probe: The few labelled target images to validate on, or None.
         target_unlabelled: Target images; their labels are all -1.
         budget: Gradient steps of one run.
+        plan: The model's layer groups, or None to find them.
     """
 
     name: str
@@ -47,6 +49,7 @@ class VisibleTask:
     source_val: Domain | None = None
     target_support: Domain | None = None
     target_probe: Domain | None = None
+    plan: StagePlan | None = None
 
     def __post_init__(self) -> None:
         """Refuse a task that could leak or cannot run."""
@@ -95,12 +98,16 @@ class AdaptationTask:
         split: Part of the suite, for example `train` or `held-out-shifts`.
         facts: What the generator knows (shift kinds, severities, label shift); for reports and for a
             privileged critic in training, never for an actor.
+        notes: What was put right in a user's model or images, in words.
+        previous_head: The head that the model had before it got one for other classes, or None.
     """
 
     visible: VisibleTask
     hidden: HiddenTask = field(default_factory=HiddenTask)
     split: str = "own"
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    previous_head: nn.Linear | None = None
 
     @property
     def name(self) -> str:

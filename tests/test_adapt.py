@@ -232,7 +232,7 @@ def test_bad_input_is_refused_before_a_step_is_taken(domains, model, tmp_path):
     refused("has no parameters", model=nn.Identity())
     refused("is unknown", policy="lepton-v0")
     refused("is not a policy file", policy=tmp_path / "bad.safetensors")
-    refused("outputs but the source knows", source=replace(source, classes=(*source.classes, "x")))
+    refused("outputs but the source knows", source=replace(source, classes=(*source.classes, "x")), new_head="never")
     assert rows == []
     assert {p.name for p in tmp_path.iterdir()} == {"full", "bad.safetensors"}
 

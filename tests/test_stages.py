@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
 def test_a_residual_network_as_torchvision_lays_it_out():
     plan = find_stages(ResNet())
-    assert plan.stages == (("conv1", "bn1"), ("layer1", "layer2"), ("layer3",), ("layer4",))
+    assert plan.stages == (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",))
     assert plan.head == "fc"
     assert plan.group_of("layer2.0.downsample.0.weight") == 1
     assert plan.group_of("bn1.weight") == 0
