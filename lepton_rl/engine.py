@@ -7,7 +7,6 @@ arbitrary `nn.Module` and N stacked networks (the forward pass, the weights, the
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +17,12 @@ from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.controls import Controls
 from lepton_rl.domain import Domain
 from lepton_rl.losses import rotate_batch
-from lepton_rl.objective import TERMS, Outputs, loss_terms, weighted_sum
+from lepton_rl.normalisation import Part, Side
+from lepton_rl.objective import TERMS, Outputs, objective
 from lepton_rl.pool import ImagePool
 from lepton_rl.stages import N_GROUPS
 from lepton_rl.task import VisibleTask
-from lepton_rl.window import SUPPORT_BATCH, Lanes, TrainStats, Window
+from lepton_rl.window import SUPPORT_BATCH, TARGET_BATCH, Lanes, TrainStats, Window
 
 __all__ = ["ABSENT_CLASS", "CHUNK", "VIEW", "Engine", "Side", "TrainStats", "Views"]
 
@@ -30,7 +30,6 @@ VIEW = 128  # images of each domain that the signals look at
 CHUNK = 256  # images per forward pass outside of training
 ABSENT_CLASS = -1e4  # logit of classes that a lane does not have
 
-Side = Literal["source", "target"]
 SETS = ("source_train", "source_val", "target_support", "target_probe", "target_unlabelled")
 
 
@@ -71,7 +70,7 @@ class Engine(ABC):
         self.std = torch.ones(lanes, 1, c, 1, 1, dtype=dtype, device=device)
         self.offset = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
         self.length = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
-        self._labels: dict[str, Tensor] = {}  # of the batches of the window under way, `[steps, lanes, b]`
+        self._labels = torch.empty(0)  # of the batches of the window under way, `[steps, lanes, b]`
         self._everyone = torch.ones(lanes, dtype=torch.bool, device=device)
         self._all_classes = True
         self._depth = torch.zeros(lanes, dtype=torch.int64, device=device)
@@ -89,15 +88,14 @@ class Engine(ABC):
         """Give a lane the task's pretrained weights and an empty optimizer."""
 
     @abstractmethod
-    def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         """Run the network on normalised images `[lanes, b, c, h, w]`.
 
         Args:
             images: Batch of every lane.
-            side: Whose normalisation statistics to use.
+            parts: Of the batch, each normalised on its own. Where `update` is `self._everyone` itself, an engine
+                knows without looking that it marks all lanes.
             live: Whether unfrozen layers normalise by the batch (training) or by stored statistics.
-            update: bool `[lanes]`, whose stored statistics the batch may change; None = nobody's, and
-                `self._everyone` itself = all lanes', which an engine may know without looking.
 
         Returns:
             Features `[lanes, b, d]` and logits `[lanes, b, k]`.
@@ -193,7 +191,7 @@ class Engine(ABC):
         self._depth = torch.where(wanted > 0, controls.unfrozen_stages, self._depth)
         self.set_depth(self._depth)
         window = Window.plan(self._lane_facts(), controls, steps)
-        self._labels = {side: self.pool.labels[rows] for side, rows in window.rows.items()}
+        self._labels = self.pool.labels[window.rows]
         self._begin_window(window)
         gradient_norm = self._stats.gradient_norm
         terms: list[Tensor] = []
@@ -229,25 +227,23 @@ class Engine(ABC):
     def _one_step(self, window: Window, k: int) -> Tensor:
         """Take step k of a window and return its loss terms, `[lanes, 8]`."""
         trained = window.trained[k] if k >= window.shortest else None  # None = every lane
-        source = adversarial = auxiliary = None
-        if window.uses_source is not None:
-            source = self._source_outputs(window, k, trained)
-        target, support = self._target_outputs(window, k, trained)
-        if source is not None and "adversarial" in window.active:
-            adversarial = self.heads.adversarial(source.features, target.features)
+        adversarial = auxiliary = None
+        batch = self._outputs(window, k, trained)
+        if "adversarial" in window.active:
+            _, target, source = batch.features.split(window.sizes, dim=1)
+            adversarial = self.heads.adversarial(source, target)
         if "auxiliary" in window.active:
             auxiliary = self._rotation_loss(window, k)
-        terms = loss_terms(
-            source=source,
-            support=support,
-            target=target,
+        loss, terms = objective(
+            batch,
+            window.sizes,
+            window.weights,
             adversarial=adversarial,
             auxiliary=auxiliary,
             n_classes=None if self._all_classes else self.n_classes,
             trained=window.active,
             wanted=window.present if k in window.looks else window.active,
         )
-        loss = weighted_sum(terms, window.weights)
         if trained is not None:
             loss = torch.where(trained, loss, torch.zeros_like(loss))
         self.heads.flat.grad = None
@@ -255,53 +251,48 @@ class Engine(ABC):
         if self.heads.flat.grad is not None and window.uses_heads is not None:
             uses = window.uses_heads if trained is None else window.uses_heads & trained
             self.heads.optimizer.step(self.heads.flat.grad, window.rates[k], uses)
-        return terms.detach()
+        return terms
 
-    def _target_outputs(self, window: Window, k: int, trained: Tensor | None) -> tuple[Outputs, Outputs]:
-        """Run support and unlabelled images as one batch, so that both are normalised by the same statistics."""
-        rows = window.rows["target"][k]
-        update = self._everyone if trained is None else trained
-        if window.strength is None:
-            features, logits = self._forward_rows(rows, "target", True, update)
-        else:
-            pixels = self._unit(self.pool.images[rows])
-            moved = augment(pixels[:, :SUPPORT_BATCH], window.strength, self.seeds, window.counters[k])
-            pixels = torch.cat([moved, pixels[:, SUPPORT_BATCH:]], dim=1)
-            features, logits = self._forward(self._normalise(pixels), "target", True, update)
-        logits, labels = self._mask(logits), self._labels["target"][k]
-        target, support = (
-            Outputs(features=features[:, part], logits=logits[:, part], labels=labels[:, part])
-            for part in (slice(SUPPORT_BATCH, None), slice(SUPPORT_BATCH))
-        )
-        return target, support
+    def _outputs(self, window: Window, k: int, trained: Tensor | None) -> Outputs:
+        """Run support, unlabelled and source images in one pass.
 
-    def _source_outputs(self, window: Window, k: int, trained: Tensor | None) -> Outputs:
-        assert window.uses_source is not None
-        rows = window.rows["source"][k]
-        if trained is None:
-            update = self._everyone if window.all_use_source else window.uses_source
-        else:
-            update = trained & window.uses_source
+        Support and unlabelled images are normalised by the same statistics, source images by their own.
+        """
+        everyone = self._everyone if trained is None else trained
+        parts = [Part(side="target", size=SUPPORT_BATCH + TARGET_BATCH, update=everyone)]
+        if window.uses_source is not None:
+            mine = everyone
+            if not window.all_use_source:
+                mine = window.uses_source if trained is None else trained & window.uses_source
+            parts.append(Part(side="source", size=window.sizes[-1], update=mine))
+        rows = window.rows[k]
         if window.strength is None:
-            features, logits = self._forward_rows(rows, "source", True, update)
+            features, logits = self._forward_rows(rows, tuple(parts), True)
         else:
-            pixels = augment(self._unit(self.pool.images[rows]), window.strength, self.seeds, window.counters[k])
-            features, logits = self._forward(self._normalise(pixels), "source", True, update)
-        return Outputs(features=features, logits=self._mask(logits), labels=self._labels["source"][k])
+            features, logits = self._forward(self._normalise(self._augmented(window, k)), tuple(parts), True)
+        return Outputs(features=features, logits=self._mask(logits), labels=self._labels[k])
+
+    def _augmented(self, window: Window, k: int) -> Tensor:
+        """Return the images of a step, the labelled ones augmented."""
+        assert window.strength is not None
+        images = list(self._unit(self.pool.images[window.rows[k]]).split(window.sizes, dim=1))
+        for labelled in (0, 2)[: len(images) - 1]:
+            images[labelled] = augment(images[labelled], window.strength, self.seeds, window.counters[k])
+        return torch.cat(images, dim=1)
 
     def _rotation_loss(self, window: Window, k: int) -> Tensor:
-        rows = window.rows["target"][k][:, SUPPORT_BATCH:]
+        rows = window.rows[k][:, SUPPORT_BATCH : SUPPORT_BATCH + TARGET_BATCH]
         four = torch.full_like(self.seeds, 4)
         counters = window.counters[k][:, None]
         turns = streams.integers(self.seeds, streams.ROTATION, counters, rows.shape[1], four)[:, 0]
         pixels = rotate_batch(self._unit(self.pool.images[rows]), turns)
         # Rotated images are not the target's: they normalise by their batch and leave the statistics alone.
-        features, _ = self._forward(self._normalise(pixels), "target", True, None)
+        features, _ = self._forward(self._normalise(pixels), (Part(side="target", size=rows.shape[1]),), True)
         return self.heads.rotation(features, turns)
 
-    def _forward_rows(self, rows: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         """Run the network on images of the pool as they are, int64 `[lanes, b]`; an engine may know better."""
-        return self._forward(self._normalise(self._unit(self.pool.images[rows])), side, live, update)
+        return self._forward(self._normalise(self._unit(self.pool.images[rows])), parts, live)
 
     # ----- evaluation
 
@@ -318,7 +309,8 @@ class Engine(ABC):
         """
         meter.count(0, images.shape[0] * images.shape[1])
         parts = [
-            self._forward(self._normalise(self._unit(chunk)), side, False, None) for chunk in images.split(CHUNK, 1)
+            self._forward(self._normalise(self._unit(chunk)), (Part(side=side, size=chunk.shape[1]),), False)
+            for chunk in images.split(CHUNK, 1)
         ]
         features = torch.cat([f for f, _ in parts], dim=1)
         return features, self._mask(torch.cat([z for _, z in parts], dim=1))
@@ -326,7 +318,9 @@ class Engine(ABC):
     def _predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """Run the network in evaluation mode on images of the pool."""
         meter.count(0, rows.numel())
-        parts = [self._forward_rows(chunk, side, False, None) for chunk in rows.split(CHUNK, 1)]
+        parts = [
+            self._forward_rows(chunk, (Part(side=side, size=chunk.shape[1]),), False) for chunk in rows.split(CHUNK, 1)
+        ]
         return torch.cat([f for f, _ in parts], dim=1), self._mask(torch.cat([z for _, z in parts], dim=1))
 
     @torch.no_grad()

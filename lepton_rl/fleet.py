@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import VIEW, Engine, Side
+from lepton_rl.engine import VIEW, Engine
 from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
-from lepton_rl.normalisation import MOMENTUM
+from lepton_rl.normalisation import MOMENTUM, Part, Side
 from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
 from lepton_rl.task import VisibleTask
@@ -145,9 +145,9 @@ class FleetEngine(Engine):
 
     # ----- forward and backward
 
-    def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        self.mode.side, self.mode.update, self.mode.momentum = side, update, MOMENTUM
-        self.mode.everyone = update is self._everyone
+    def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
+        self.mode.parts, self.mode.momentum = parts, MOMENTUM
+        self.mode.everyone = [part.update is self._everyone for part in parts]
         self.mode.live = self.live if live else None
         self.mode.all_live, self.mode.any_live = (self._all_live, self._any_live) if live else (_NONE, _NONE)
         return self._run(images)
@@ -192,8 +192,8 @@ class FleetEngine(Engine):
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked lanes and stages from the domain's view."""
         rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
-        self.mode.side, self.mode.update, self.mode.momentum = side, self._everyone, 1.0
-        self.mode.live, self.mode.everyone = stages, False
+        self.mode.parts, self.mode.momentum = (Part(side=side, size=VIEW, update=self._everyone),), 1.0
+        self.mode.live, self.mode.everyone = stages, [False]
         self.mode.all_live, self.mode.any_live = _NONE, [True] * N_GROUPS
         self._run(self._normalise(self._unit(self.pool.images[rows])))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lepton_rl.errors import InputError
-from lepton_rl.normalisation import MOMENTUM, Side
+from lepton_rl.normalisation import MOMENTUM, Part
 from lepton_rl.stages import N_GROUPS
 
 Implementation = Literal["auto", "grouped", "matmul"]
@@ -40,20 +40,18 @@ class LaneMode:
     """How the normalisation layers of all lanes behave in the next forward pass.
 
     Attributes:
-        side: Whose stored statistics to use.
+        parts: Of the batch, each normalised on its own.
         live: Which lane and layer group normalises by the batch, bool `[lanes, 5]`; None = none does.
-        update: Whose stored statistics the batch may change, bool `[lanes]`; None = nobody's.
         momentum: Share of the batch in the changed statistics.
-        everyone: Whether the host knows that `update` marks all lanes.
+        everyone: For each part whether the host knows that its `update` marks all lanes.
         all_live: For each layer group whether the host knows that all lanes are live in it.
         any_live: For each layer group whether any lane is.
     """
 
-    side: Side = "target"
+    parts: tuple[Part, ...] = (Part(side="target", size=1),)
     live: Tensor | None = None
-    update: Tensor | None = None
     momentum: float = MOMENTUM
-    everyone: bool = False
+    everyone: list[bool] = field(default_factory=lambda: [False])
     all_live: list[bool] = field(default_factory=lambda: [False] * N_GROUPS)
     any_live: list[bool] = field(default_factory=lambda: [True] * N_GROUPS)
 
@@ -164,19 +162,27 @@ class LaneBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * c, h, w]` to the same shape."""
+        parts, everyone = self.mode.parts, self.mode.everyone
+        if len(parts) == 1:
+            return self._part(x, parts[0], everyone[0])
+        pieces = zip(x.split([part.size for part in parts]), parts, everyone, strict=True)
+        return torch.cat([self._part(piece, part, all_lanes) for piece, part, all_lanes in pieces])
+
+    def _part(self, x: Tensor, part: Part, everyone: bool) -> Tensor:
+        """Normalise what belongs together."""
         mode = self.mode
-        mean, var = self._stored()
+        mean, var = self._stored(part)
         if mode.live is None or not mode.any_live[self.group]:
             return self._native(x, mean, var, batch=False)
-        if mode.all_live[self.group] and mode.update is None:
+        if mode.all_live[self.group] and part.update is None:
             return self._native(x, None, None, batch=True)
-        if mode.all_live[self.group] and mode.everyone:
+        if mode.all_live[self.group] and everyone:
             return self._native(x, mean, var, batch=True)
         live = mode.live[:, self.group, None]
         batch_var, batch_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         batch_mean, batch_var = batch_mean.unflatten(0, (self.lanes, -1)), batch_var.unflatten(0, (self.lanes, -1))
-        if self.mode.update is not None:
-            self._store(batch_mean, batch_var, x.numel() // x.shape[1], self.mode.update[:, None] & live)
+        if part.update is not None:
+            self._store(part, batch_mean, batch_var, x.numel() // x.shape[1], part.update[:, None] & live)
         scale = self.weight * torch.rsqrt(torch.where(live, batch_var, var) + self.eps)
         offset = self.bias - torch.where(live, batch_mean, mean) * scale
         return x * scale.flatten()[None, :, None, None] + offset.flatten()[None, :, None, None]
@@ -187,13 +193,13 @@ class LaneBatchNorm2d(nn.Module):
         weight, bias = self.weight.flatten(), self.bias.flatten()
         return F.batch_norm(x, mean, var, weight, bias, batch, self.mode.momentum, self.eps)
 
-    def _stored(self) -> tuple[Tensor, Tensor]:
-        return self.get_buffer(f"{self.mode.side}_mean"), self.get_buffer(f"{self.mode.side}_var")
+    def _stored(self, part: Part) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"{part.side}_mean"), self.get_buffer(f"{part.side}_var")
 
     @torch.no_grad()
-    def _store(self, batch_mean: Tensor, batch_var: Tensor, n: int, lanes: Tensor) -> None:
+    def _store(self, part: Part, batch_mean: Tensor, batch_var: Tensor, n: int, lanes: Tensor) -> None:
         unbiased = batch_var * (n / max(n - 1, 1))
-        for stored, batch in zip(self._stored(), (batch_mean, unbiased), strict=True):
+        for stored, batch in zip(self._stored(part), (batch_mean, unbiased), strict=True):
             stored.copy_(torch.where(lanes, stored.lerp(batch, self.mode.momentum), stored))
 
 

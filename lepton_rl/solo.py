@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import VIEW, Engine, Side
+from lepton_rl.engine import VIEW, Engine
 from lepton_rl.errors import InputError
-from lepton_rl.normalisation import MOMENTUM, DomainStatistics
+from lepton_rl.normalisation import DomainStatistics, Part, Side
 from lepton_rl.outputs import as_logits
 from lepton_rl.prefix import CACHE_BYTES, PrefixCache, SplitNetwork
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, StagePlan, find_stages
@@ -57,7 +57,7 @@ class SoloEngine(Engine):
         self.amp = amp
         self.channels_last = self._prefers_channels_last(task) if channels_last is None else channels_last
         self.cache = PrefixCache(cache_bytes)
-        self._ready: set[Side] = set()
+        self._ready = False  # whether the cache holds all that the window under way will draw
         self.plan: StagePlan = task.plan or find_stages(task.model)
         self._prepare(task)
         self.heads = AuxiliaryHeads(1, self._feature_width(), self.device, dtype)
@@ -84,8 +84,24 @@ class SoloEngine(Engine):
         self.live = [False] * N_GROUPS
         self.cache.clear()
         self.cache.cut = 0
-        example = torch.from_numpy(task.target_unlabelled.images[:2]).to(self.device, self.dtype) / 64 - 2
+        images = task.target_unlabelled.images
+        example = torch.from_numpy(images[[0, len(images) - 1]]).to(self.device, self.dtype) / 64 - 2
         self.split = SplitNetwork(self.model, self.plan, example)
+        self.joint = self._parts_agree(example)
+
+    @torch.no_grad()
+    def _parts_agree(self, images: Tensor) -> bool:
+        """Return whether a batch of two parts gives what its parts give alone, each normalised by itself."""
+
+        def run(batch: Tensor, *sides: Side) -> Tensor:
+            parts = tuple(Part(side=side, size=len(images)) for side in sides)
+            self.statistics.use_parts(parts, [True] * N_GROUPS)
+            return as_logits(self.model(batch))
+
+        others = images.flip(-1) + 1
+        together = run(torch.cat([images, others]), "source", "target")
+        apart = torch.cat([run(images, "source"), run(others, "target")])
+        return bool(torch.allclose(together, apart, rtol=1e-3, atol=1e-3))
 
     def _feature_width(self) -> int:
         return self.split.features[-1].flatten(1).shape[-1]
@@ -124,8 +140,12 @@ class SoloEngine(Engine):
 
     # ----- forward and backward
 
-    def _forward(self, images: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        self._use(side, live, update)
+    def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
+        if len(parts) > 1 and not self.joint:
+            pieces = zip(images.split([part.size for part in parts], dim=1), parts, strict=True)
+            apart = [self._forward(piece, (part,), live) for piece, part in pieces]
+            return torch.cat([f for f, _ in apart], dim=1), torch.cat([z for _, z in apart], dim=1)
+        self.statistics.use_parts(parts, self.live if live else _FROZEN)
         self.split.features.clear()
         pixels = images[0]
         if self.channels_last:
@@ -134,10 +154,6 @@ class SoloEngine(Engine):
             logits = as_logits(self.model(pixels))
         return self._both(logits)
 
-    def _use(self, side: Side, live: bool, update: Tensor | None) -> None:
-        # With a single lane, a batch whose statistics must not be stored is one that asks for none.
-        self.statistics.use(side, self.live if live else _FROZEN, MOMENTUM if update is not None else 0.0)
-
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast("cuda", torch.bfloat16) if self.amp else nullcontext()
 
@@ -145,33 +161,36 @@ class SoloEngine(Engine):
         features = self.split.features[-1].flatten(1)
         return features[None].to(self.dtype), logits[None].to(self.dtype)
 
-    def _forward_rows(self, rows: Tensor, side: Side, live: bool, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         """Run the network on images of the pool, above the frozen stages only where their outputs are kept."""
-        if not self._cached(rows, side, filled=live):
-            return super()._forward_rows(rows, side, live, update)
-        self._use(side, live, update)
+        if not self._cached(rows, parts, filled=live):
+            return super()._forward_rows(rows, parts, live)
+        self.statistics.use_parts(parts, self.live if live else _FROZEN)
         self.split.features.clear()
+        pieces = zip(rows[0].split([part.size for part in parts]), parts, strict=True)
+        kept = torch.cat([self.cache.get(piece, part.side) for piece, part in pieces])
         with self._precision():
-            logits = self.split.upper(self.cache.get(rows[0], side), self.cache.cut)
+            logits = self.split.upper(kept, self.cache.cut)
         return self._both(logits)
 
-    def _cached(self, rows: Tensor, side: Side, filled: bool) -> bool:
+    def _cached(self, rows: Tensor, parts: tuple[Part, ...], filled: bool) -> bool:
         """Return whether the prefix need not be run for these rows; `filled` = the window has seen to it."""
-        if not self.cache.cut:
+        if not self.cache.cut or (len(parts) > 1 and not self.joint):
             return False
-        return side in self._ready if filled else self._fill(rows, side)
+        return self._ready if filled else self._fill(rows, parts[0].side)
 
     def _begin_window(self, window: Window) -> None:
         """Run the frozen prefix once for every image that the window will draw."""
         # Augmented images never come back as they were.
-        sides: tuple[Side, ...] = ("source", "target")
-        wanted = [] if window.strength is not None or not self.cache.cut else [s for s in sides if s in window.rows]
-        self._ready = {side for side in wanted if self._fill(window.rows[side], side)}
+        self._ready = False
+        if self.cache.cut and window.strength is None:
+            mine, *source = window.rows.split((sum(window.sizes[:2]), *window.sizes[2:]), dim=-1)
+            self._ready = all([self._fill(mine, "target"), *(self._fill(rows, "source") for rows in source)])
 
     @torch.no_grad()
     def _fill(self, rows: Tensor, side: Side) -> bool:
         def compute(missing: Tensor) -> Tensor:
-            self._use(side, False, None)
+            self.statistics.use(side, _FROZEN, 0.0)
             pixels = self._normalise(self._unit(self.pool.images[missing]))[0]
             if self.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)

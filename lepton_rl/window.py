@@ -18,6 +18,8 @@ SOURCE_BATCH = 32
 SUPPORT_BATCH = 16
 TARGET_BATCH = 32
 
+SIZES = (SUPPORT_BATCH, TARGET_BATCH, SOURCE_BATCH)  # the order of a step's batch; the last is missing without source
+
 SOURCE_TERMS = [TERMS.index(term) for term in NEEDS_SOURCE]
 ADVERSARIAL, ALIGNMENT, AUXILIARY, TARGET = (
     TERMS.index(term) for term in ("adversarial", "alignment", "auxiliary", "target")
@@ -80,7 +82,8 @@ class Window:
         trained: Which lanes train at each step, bool `[steps, lanes]`.
         wanted: Steps of each lane, int64 `[lanes]`.
         rates: Learning rate with its schedule, `[steps, lanes]`.
-        rows: Pool rows of the batches of each domain, int64 `[steps, lanes, b]`.
+        rows: Pool rows of the batches, int64 `[steps, lanes, b]`: support, unlabelled target, source.
+        sizes: Numbers of images of these two or three.
         weights: Of every term, `[lanes, 8]`, 0 where it is off, absent or idle.
         available: Which terms a lane has, bool `[lanes, 8]`.
         active: Terms that some lane trains on.
@@ -99,7 +102,8 @@ class Window:
     trained: Tensor
     wanted: Tensor
     rates: Tensor
-    rows: dict[str, Tensor]
+    rows: Tensor
+    sizes: tuple[int, ...]
     weights: Tensor
     available: Tensor
     active: frozenset[str]
@@ -140,6 +144,7 @@ class Window:
             wanted=wanted,
             rates=(controls.learning_rate[:, None] * cosine(counters, lanes.budget[:, None])).T.contiguous(),
             rows=_draw_rows(lanes, counters, with_source),
+            sizes=SIZES if with_source else SIZES[:2],
             weights=torch.where(active, weights, torch.zeros_like(weights)).to(lanes.dtype),
             available=available,
             active=names[0],
@@ -195,7 +200,7 @@ def _idle(controls: Controls) -> Tensor:
     return idle
 
 
-def _draw_rows(lanes: Lanes, counters: Tensor, with_source: bool) -> dict[str, Tensor]:
+def _draw_rows(lanes: Lanes, counters: Tensor, with_source: bool) -> Tensor:
     """Draw the pool rows of every batch of the window.
 
     A target batch is 16 support and 32 unlabelled images; a lane without labels takes unlabelled ones for
@@ -210,7 +215,7 @@ def _draw_rows(lanes: Lanes, counters: Tensor, with_source: bool) -> dict[str, T
     support = draw("target_support", streams.SUPPORT_BATCH, SUPPORT_BATCH)
     filler = draw("target_unlabelled", streams.SUPPORT_BATCH, SUPPORT_BATCH)
     unlabelled = draw("target_unlabelled", streams.TARGET_BATCH, TARGET_BATCH)
-    rows = {"target": torch.cat([torch.where(has_support, support, filler), unlabelled], dim=-1)}
+    rows = [torch.where(has_support, support, filler), unlabelled]
     if with_source:
-        rows["source"] = draw("source_train", streams.SOURCE_BATCH, SOURCE_BATCH)
-    return {side: drawn.transpose(0, 1).contiguous() for side, drawn in rows.items()}
+        rows.append(draw("source_train", streams.SOURCE_BATCH, SOURCE_BATCH))
+    return torch.cat(rows, dim=-1).transpose(0, 1).contiguous()

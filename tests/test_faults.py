@@ -50,29 +50,29 @@ class Fault:
 
 
 def in_loss(monkeypatch, fault, place):
-    plain = engine_module.weighted_sum
+    plain = engine_module.objective
 
-    def spoiled(*arguments):
-        loss = plain(*arguments)
+    def spoiled(*arguments, **named):
+        loss, terms = plain(*arguments, **named)
         if place(loss) is None or not fault.now():
-            return loss
+            return loss, terms
         factor = torch.ones_like(loss)  # no torch.where: its gradient, 0 times NaN, would spoil every lane
         factor[place(loss)] = fault.bad
-        return loss * factor
+        return loss * factor, terms
 
-    monkeypatch.setattr(engine_module, "weighted_sum", spoiled)
+    monkeypatch.setattr(engine_module, "objective", spoiled)
 
 
 def in_gradient(monkeypatch, fault, place):
-    plain = engine_module.weighted_sum
+    plain = engine_module.objective
 
-    def spoiled(*arguments):
-        loss = plain(*arguments)
+    def spoiled(*arguments, **named):
+        loss, terms = plain(*arguments, **named)
         if place(loss) is None or not fault.now():
-            return loss
-        return Spoiled.apply(loss, place(loss), fault.bad)
+            return loss, terms
+        return Spoiled.apply(loss, place(loss), fault.bad), terms
 
-    monkeypatch.setattr(engine_module, "weighted_sum", spoiled)
+    monkeypatch.setattr(engine_module, "objective", spoiled)
 
 
 def in_weights(monkeypatch, fault, place):
@@ -161,7 +161,8 @@ def test_a_fault_stays_in_its_lane(suite, untouched, monkeypatch, kind, fleet, s
     others = [lane for lane in range(LANES) if lane != fault.lane]
     for ours, theirs in zip(seen, untouched[fleet], strict=True):
         for mine, known in zip(ours, theirs, strict=True):
-            assert np.array_equal(mine[others], known[others])
+            # A lane that begins anew brings a probe of another length, and sums are padded to the longest.
+            assert np.allclose(mine[others], known[others], rtol=0, atol=1e-6)
     hit = [step for step, (_, _, ended) in enumerate(seen) if ended[fault.lane]]
     if kind == "signals":
         assert hit == [step for step, (_, _, ended) in enumerate(untouched[fleet]) if ended[fault.lane]]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lepton_rl.errors import InputError
 from lepton_rl.lanes import LaneBatchNorm2d, LaneConv2d, LaneLinear, LaneMode, stack_lanes
 from lepton_rl.models import ARCHITECTURES, build_model
+from lepton_rl.normalisation import Part
 from lepton_rl.optim import LaneAdam
 from lepton_rl.pool import ImagePool
 from lepton_rl.stages import N_GROUPS
@@ -75,10 +76,9 @@ def test_batch_normalisation_equals_the_usual_one_lane_by_lane(side, live, updat
     layer, x = normalisation()
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     layer.mode = LaneMode(
-        side=side,
+        parts=(Part(side=side, size=BATCH, update=None if update is None else torch.tensor(update)),),
         live=torch.tensor(live)[:, None].expand(-1, N_GROUPS),
-        update=None if update is None else torch.tensor(update),
-        everyone=host_knows and update == [True] * 3,
+        everyone=[host_knows and update == [True] * 3],
         all_live=[host_knows and all(live)] * N_GROUPS,
         any_live=[not host_knows or any(live)] * N_GROUPS,
     )
@@ -106,7 +106,7 @@ def test_batch_normalisation_equals_the_usual_one_lane_by_lane(side, live, updat
 
 def test_stored_statistics_without_a_mode_are_used_as_they_are():
     layer, x = normalisation()
-    layer.mode.side = "source"
+    layer.mode.parts = (Part(side="source", size=BATCH),)
     expected = F.batch_norm(
         x,
         layer.get_buffer("source_mean").flatten(),

@@ -32,6 +32,17 @@ def cross_entropy(
     return total / labelled.sum(-1).clamp_min(1)
 
 
+def cross_entropy_of(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `cross_entropy` of log-probabilities and its gradient by the logits, `(p - label) / labelled rows`."""
+    labelled = (labels >= 0).to(log_p.dtype).unsqueeze(-1)
+    share = labelled / labelled.sum(-2, keepdim=True).clamp_min(1)
+    index = labels.clamp_min(0).unsqueeze(-1)
+    value = -(log_p.gather(-1, index) * share).sum((-2, -1))
+    gradient = log_p.exp()
+    gradient.scatter_add_(-1, index, gradient.new_full((), -1.0).expand(index.shape))
+    return value, gradient * share
+
+
 def _mean_over_classes(log_p: Tensor, n_classes: Tensor | int | None) -> Tensor:
     """Average `[..., b, k]` over the first `n_classes` columns."""
     if n_classes is None:

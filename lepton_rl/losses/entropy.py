@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from lepton_rl.losses.closed_form import of_logits
+
 
 def log_class_count(logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor | float:
     """Return the largest possible entropy in nats: log of `n_classes`, or of `logits.shape[-1]` when None.
@@ -24,11 +26,6 @@ def log_class_count(logits: Tensor, n_classes: Tensor | int | None = None) -> Te
     return math.log(max(logits.shape[-1] if n_classes is None else n_classes, 2))
 
 
-def entropy(p: Tensor) -> Tensor:
-    """Return the entropy in nats of distributions `[..., k] -> [...]`, with a finite gradient at p = 0."""
-    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
-
-
 def conditional_entropy(logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor:
     """Return the mean entropy of the predictions, in units of log k.
 
@@ -41,9 +38,18 @@ def conditional_entropy(logits: Tensor, n_classes: Tensor | int | None = None) -
 
     Source: Grandvalet & Bengio 2005, "Semi-supervised learning by entropy minimization", equation 6.
     """
-    log_p = logits.log_softmax(-1)
-    row_entropy = -(log_p.exp() * log_p).sum(-1)
-    return row_entropy.mean(-1) / log_class_count(logits, n_classes)
+    return of_logits(logits, lambda log_p: conditional_entropy_of(log_p, n_classes))
+
+
+def conditional_entropy_of(log_p: Tensor, n_classes: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Return `conditional_entropy` of log-probabilities and its gradient by the logits, `-p (log p + H) / (b log k)`.
+
+    H is the row's entropy.
+    """
+    p = log_p.exp()
+    negative = (p * log_p).sum(-1, keepdim=True)
+    unit = _unit(log_p, n_classes)
+    return -(negative.squeeze(-1).sum(-1) * unit), p * (negative - log_p) * _outer(unit)
 
 
 def diversity(logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor:
@@ -59,5 +65,26 @@ def diversity(logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor:
     Source: Liang et al. 2020, "Do we really need to access the source data?", the diversity term of the
     information-maximisation loss, here over log k.
     """
-    marginal = logits.softmax(-1).mean(-2)
-    return 1.0 - entropy(marginal) / log_class_count(logits, n_classes)
+    return of_logits(logits, lambda log_p: diversity_of(log_p, n_classes))
+
+
+def diversity_of(log_p: Tensor, n_classes: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+    """Return `diversity` of log-probabilities and its gradient by the logits, `p (log m - p' log m) / (b log k)`.
+
+    m is the mean prediction.
+    """
+    p = log_p.exp()
+    marginal = p.mean(-2, keepdim=True)
+    log_m = marginal.clamp_min(torch.finfo(p.dtype).tiny).log()
+    unit = _unit(log_p, n_classes)
+    weighted = p * log_m
+    value = 1.0 + weighted.sum((-2, -1)) * unit
+    return value, (weighted - p * weighted.sum(-1, keepdim=True)) * _outer(unit)
+
+
+def _unit(log_p: Tensor, n_classes: Tensor | int | None) -> Tensor | float:
+    return 1.0 / (log_p.shape[-2] * log_class_count(log_p, n_classes))
+
+
+def _outer(unit: Tensor | float) -> Tensor | float:
+    return unit[..., None, None] if isinstance(unit, Tensor) else unit

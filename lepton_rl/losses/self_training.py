@@ -1,7 +1,8 @@
 """Self-training on confident predictions."""
 
-import torch
 from torch import Tensor
+
+from lepton_rl.losses.closed_form import of_logits
 
 
 def pseudo_label(logits: Tensor, threshold: float = 0.9) -> Tensor:
@@ -20,8 +21,13 @@ def pseudo_label(logits: Tensor, threshold: float = 0.9) -> Tensor:
     Source: Lee 2013, "Pseudo-label", equation 15; the threshold and the mean of Sohn et al. 2020, "FixMatch",
     equation 4 (here both sides see the same image).
     """
-    log_p = logits.log_softmax(-1)
-    labels = log_p.detach().argmax(-1, keepdim=True)
-    row_loss = -log_p.gather(-1, labels).squeeze(-1)
-    confident = (-row_loss.detach()).exp() >= threshold
-    return torch.where(confident, row_loss, torch.zeros_like(row_loss)).mean(-1)
+    return of_logits(logits, lambda log_p: pseudo_label_of(log_p, threshold))
+
+
+def pseudo_label_of(log_p: Tensor, threshold: float = 0.9) -> tuple[Tensor, Tensor]:
+    """Return `pseudo_label` of log-probabilities and its gradient by the logits, `(p - label) / b` where confident."""
+    best, labels = log_p.max(-1, keepdim=True)
+    confident = (best.exp() >= threshold).to(log_p.dtype) / log_p.shape[-2]
+    gradient = log_p.exp()
+    gradient.scatter_add_(-1, labels, gradient.new_full((), -1.0).expand(labels.shape))
+    return -(best * confident).sum((-2, -1)), gradient * confident
