@@ -4,6 +4,7 @@ Every command's options are a frozen dataclass next to what it configures. A com
 that command is called, so that `lepton --help` and `lepton report` do not wait for them.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -67,6 +68,16 @@ class Command:
 
     summary: str
     load: Callable[[], tuple[type, Callable[[Any, list[str]], None]]]
+
+
+def _in(module: str) -> Callable[[], tuple[type, Callable[[Any, list[str]], None]]]:
+    """Load a command from a module of its own, which has `Config` and `run`."""
+
+    def load() -> tuple[type, Callable[[Any, list[str]], None]]:
+        found = importlib.import_module(module)
+        return found.Config, found.run
+
+    return load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,6 +285,7 @@ COMMANDS = {
     "demo": Command(summary="adapt to held-out domains beside Optuna, in minutes", load=_load_demo),
     "train": Command(summary="train a policy over many tasks", load=_load_train),
     "adapt": Command(summary="adapt a trained network to a new domain, in one run", load=_load_adapt),
+    "export": Command(summary="write a run's model as ONNX and torch.export", load=_in("lepton_rl.export.command")),
     "benchmark": Command(summary="compare arms on held-out tasks, with intervals", load=_load_benchmark),
     "report": Command(summary="write report.html anew from a finished command's folder", load=_load_report),
     "inspect": Command(summary="show a model's layer groups or a policy's card", load=_load_inspect),

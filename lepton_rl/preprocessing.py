@@ -1,6 +1,7 @@
 """How images become what a model was trained on: channels, size, and the standardisation of its training images."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -8,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lepton_rl.domain import Domain
+from lepton_rl.errors import InputError
 from lepton_rl.outputs import as_logits
 
 CHUNK = 256  # images per forward pass
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,29 @@ class Preprocessing:
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, facts: object, where: str) -> "Preprocessing":
+        """Read what `vars` of one looks like in a file; `where` names the file.
+
+        Raises:
+            InputError: If it is anything else.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(facts, dict) or set(facts) != set(names):
+            raise InputError(f"{where}: preprocessing is {_some(facts)}: expected the keys {names}; get the file again")
+        sizes = [facts["channels"], facts["height"], facts["width"]]
+        good = all(type(size) is int and 1 <= size <= MAX_SIDE for size in sizes) and sizes[0] in (1, 3)
+        for key in ("mean", "std"):
+            row = facts[key]
+            good = good and isinstance(row, list) and len(row) == sizes[0]
+            good = good and all(type(x) in (int, float) and math.isfinite(x) for x in row)
+        if not good or min(facts["std"]) <= 0:
+            raise InputError(
+                f"{where}: preprocessing is {_some(facts)}: expected 1 or 3 channels, a size, and a finite mean and "
+                "std above 0 per channel; get the file again"
+            )
+        return cls(**facts | {key: tuple(map(float, facts[key])) for key in ("mean", "std")})
 
     def fit(self, domain: Domain) -> Domain:
         """Return the domain with the model's channels and image size."""
@@ -66,3 +92,8 @@ def predict(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> N
 def accuracy(model: nn.Module, domain: Domain, preprocessing: Preprocessing) -> float:
     """Return the share of a labelled domain's images that the model puts into the right class."""
     return float((predict(model, domain, preprocessing) == domain.labels).mean())
+
+
+def _some(facts: object) -> str:
+    shown = repr(facts)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
