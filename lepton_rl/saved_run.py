@@ -11,6 +11,7 @@ from torch import nn
 from lepton_rl.errors import InputError
 from lepton_rl.loading import load_model
 from lepton_rl.models import ARCHITECTURES
+from lepton_rl.named_models import is_named
 from lepton_rl.preprocessing import Preprocessing
 
 WEIGHTS, HISTORY, MANIFEST = "weights.safetensors", "history.jsonl", "manifest.json"
@@ -62,12 +63,13 @@ class SavedRun:
         A file never decides which code is imported: `package.module:function` must be typed again.
 
         Args:
-            name: As `--model` of `lepton adapt`; None = as the run was made, if that is a model of this package.
+            name: As `--model` of `lepton adapt`; None = as the run was made, if that is a model of this package or
+                of a library that it knows.
 
         Raises:
             InputError: If the model must be named, is unknown, or does not fit the weights.
         """
-        if name is None and self.model_name not in ARCHITECTURES:
+        if name is None and self.model_name not in ARCHITECTURES and not is_named(self.model_name):
             made = f"with {self.model_name!r}" if self.model_name else "in Python"
             raise InputError(
                 f"run {str(self.folder)!r} was made {made}, which no file may import: expected the model's name; "

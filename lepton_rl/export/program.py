@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from lepton_rl.errors import InputError
+from lepton_rl.outputs import as_logits
 from lepton_rl.preprocessing import Preprocessing
 
 INPUT, OUTPUT, BATCH = "images", "logits", "n"
@@ -35,8 +36,7 @@ class Deployable(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardise and classify."""
-        logits: Tensor = self.model((images.to(torch.float32) / 255 - self.mean) / self.std)
-        return logits
+        return as_logits(self.model((images.to(torch.float32) / 255 - self.mean) / self.std))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
