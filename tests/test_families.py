@@ -12,6 +12,7 @@ from torch import nn
 
 from lepton_rl import adapt
 from lepton_rl.controls import Controls
+from lepton_rl.normalisation import Part
 from lepton_rl.prefix import SplitNetwork
 from lepton_rl.solo import SoloEngine
 from lepton_rl.stages import find_stages
@@ -196,10 +197,10 @@ def engine_with(kind):
     return engine
 
 
-def first_logits(engine, batch, side="target", live=True, update=None):
+def first_logits(engine, batch, live=True):
     """Logits of the first image of a batch."""
     with torch.no_grad():
-        return engine._forward(batch[None], side, live, update)[1][0, 0]
+        return engine._forward(batch[None], (Part(side="target", size=len(batch)),), live)[1][0, 0]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -231,7 +232,7 @@ def test_stored_statistics_of_a_domain_move_with_its_own_batches_in_unfrozen_sta
     before = engine.statistics.snapshot()
     batch = torch.rand(1, 6, 3, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
-        engine._forward(batch, "target", True, engine._everyone)
+        engine._forward(batch, (Part(side="target", size=6, update=engine._everyone),), True)
     after = engine.statistics.snapshot()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"target.1.mean", "target.1.var"}
