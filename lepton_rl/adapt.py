@@ -17,8 +17,8 @@ from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
 from lepton_rl.cross_validation import CrossValidation, check_folds, cross_validate
 from lepton_rl.domain import Domain
-from lepton_rl.lock import beside, locked
-from lepton_rl.manifest import check_free, whole_folder, write_manifest
+from lepton_rl.keeping import Keeper, keeping
+from lepton_rl.manifest import whole_folder, write_manifest
 from lepton_rl.metrics import Comparison, Floats, Metrics, compare
 from lepton_rl.own import NewHead, own_task
 from lepton_rl.policy import Policy
@@ -147,6 +147,7 @@ def adapt(
     new_head: NewHead = "auto",
     callback: Callback | None = None,
     progress: bool = False,
+    keeper: Keeper | None = None,
 ) -> AdaptResult:
     """Adapt a copy of a trained model to a new domain, in one run.
 
@@ -165,7 +166,8 @@ def adapt(
         test: Labelled target images for `before`, `after` and `metrics` alone.
         folds: 0, or k for a k-fold cross-validation over the labelled target images: k further runs, each
             judged on labelled images that it has not seen.
-        out: Folder to save the result in; new or empty.
+        out: Folder to save the result in; new or empty. Until it is there, every decision is kept beside it, in
+            `OUT.unfinished`, so that the same call goes on where a killed one was.
         overwrite: Whether the output of an earlier command in `out` may go.
         classes: Names of the model's outputs, in order; default the source's.
         image_size: Side, or (height, width), in pixels; default the source's, or the target's own.
@@ -175,12 +177,14 @@ def adapt(
         head: Dotted name of the linear classifier; default the last `nn.Linear`.
         new_head: Whether the model gets a head for other classes: `auto` (where the source has another number
             of classes than the model), `always`, `never`. The old one is `AdaptResult.previous_head`.
-        callback: Called with every row of the history as it is made.
+        callback: Called with every row of the history as it is made; of a run that goes on, with the earlier ones too.
         progress: Whether to show a progress bar.
+        keeper: Keeps every decision where `out` is saved by somebody else (`keeping.py`).
 
     Raises:
         TypeError: If an argument has the wrong type.
         InputError: If something cannot be used; one line says what, why, and what to do.
+        Stopped: If `out` is given and SIGTERM or SIGUSR2 came; the last decision is kept.
     """
     actor = load_policy(policy)
 
@@ -200,15 +204,12 @@ def adapt(
             new_head=new_head,
         )
 
-    if out is not None:
-        check_free(Path(out), overwrite=overwrite)
-    # Another process with the same `out` is told now, not when both want to save.
-    with nullcontext() if out is None else locked(beside(Path(out)), Path(out)):
+    with nullcontext(keeper) if out is None else keeping(Path(out), overwrite=overwrite) as keeper:
         task, way = prepared(target, test)
         check_folds(target, folds)
         names = task.visible.target_unlabelled.classes
         with _shown(progress, budget, callback) as listener:
-            run = rollout(task.visible, actor, seed=seed, callback=listener)
+            run = rollout(task.visible, actor, seed=seed, callback=listener, keeper=keeper)
         start = task.visible.model  # yours, or a copy of it with a new head
         adapted = _chosen_model(start, run)
         original = copy.deepcopy(start).eval()
@@ -217,6 +218,8 @@ def adapt(
             metrics = compare(*_judged(original, adapted, task.hidden.target_test, way), names)
 
         def once(part: Domain, held_out: Domain) -> tuple[NDArray[np.int64], Floats, Floats]:
+            if keeper is not None:
+                keeper.check_stop("the run, before the end of its folds")
             fold, fold_way = prepared(part, held_out)
             assert fold.hidden.target_test is not None
             first = copy.deepcopy(fold.visible.model).eval()
@@ -250,8 +253,9 @@ def adapt(
             metrics=metrics,
             cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,
         )
-        if out is not None:
-            result.save(out, overwrite=overwrite)
+        if out is not None and keeper is not None:
+            result.save(out, overwrite=keeper.overwrite)
+            keeper.remove()
         return result
 
 

@@ -10,9 +10,8 @@ from torch import nn
 from lepton_rl.adapt import AdaptResult, adapt
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.domain import Domain
+from lepton_rl.keeping import Keeper, keeping
 from lepton_rl.loading import load_domain, load_model
-from lepton_rl.lock import beside, locked
-from lepton_rl.manifest import check_free
 from lepton_rl.models import ARCHITECTURES
 from lepton_rl.own import split_source
 from lepton_rl.pretrain import pretrained
@@ -67,14 +66,18 @@ def apply(
 
     Raises:
         InputError: If something cannot be used; nothing is written then.
+        Stopped: If SIGTERM or SIGUSR2 came; the last decision is kept, and the same call goes on.
     """
     decisions_of(config.budget)  # what is wrong on the command line is said before anything is read
-    check_free(config.out, overwrite=config.overwrite)
-    with locked(beside(config.out), config.out):
-        return _applied(config, argv, say or (lambda _: None))
+    with keeping(config.out, overwrite=config.overwrite) as keeper:
+        result = _applied(config, keeper, say or (lambda _: None))
+        facts = asdict(config)
+        result.save(config.out, overwrite=keeper.overwrite, command="lepton adapt", arguments=facts, argv=argv)
+        keeper.remove()
+    return result
 
 
-def _applied(config: ApplyConfig, argv: Sequence[str] | None, say: Callable[[str], None]) -> AdaptResult:
+def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) -> AdaptResult:
     policy = load_policy(config.policy)
     classes = config.classes or None
     size = None if config.image_size is None else (config.image_size, config.image_size)
@@ -86,7 +89,8 @@ def _applied(config: ApplyConfig, argv: Sequence[str] | None, say: Callable[[str
     if config.test is not None:
         test = load_domain(config.test, classes=known or target.classes, size=size or _size(source or target))
     model = _model(config, source, say)
-    result = adapt(
+    keeper.check_stop("loading")
+    return adapt(
         model,
         source=source,
         target=target,
@@ -99,9 +103,8 @@ def _applied(config: ApplyConfig, argv: Sequence[str] | None, say: Callable[[str
         image_size=config.image_size,
         normalisation=(config.mean, config.std) if config.mean or config.std else None,
         progress=sys.stderr.isatty(),
+        keeper=keeper,
     )
-    result.save(config.out, overwrite=config.overwrite, command="lepton adapt", arguments=asdict(config), argv=argv)
-    return result
 
 
 def _size(domain: Domain | None) -> tuple[int, int] | None:

@@ -101,6 +101,11 @@ class Checkpoints:
 
 def _to_bytes(checkpoint: Checkpoint, kind: str) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():  # safetensors refuses tensors that share their memory
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
     described = {"format": FORMAT, "kind": kind, "facts": dict(checkpoint.facts)}
     described["sha256"] = _checksum(described, tensors)
     return save(tensors, {KEY: json.dumps(described)})  # in its order: rows give the columns of a table

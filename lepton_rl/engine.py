@@ -6,7 +6,8 @@ arbitrary `nn.Module` and N stacked networks (the forward pass, the weights, the
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -174,6 +175,34 @@ class Engine(ABC):
             old: Domain | None = None if previous is None else getattr(previous, name)
             if old is not None:
                 self.pool.release(old)
+
+    # ----- a killed run
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on and `snapshot` does not hold."""
+        adam = self.heads.optimizer
+        return {
+            "step_count": self.step_count,
+            "depth": self._depth,
+            "heads": self.heads.flat.detach(),
+            "heads.first": adam.first,
+            "heads.second": adam.second,
+            "heads.count": adam.count,
+            **{f"stats.{field.name}": getattr(self._stats, field.name) for field in fields(TrainStats)},
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; first `load` the tasks and `restore` the weights of that moment."""
+        adam = self.heads.optimizer
+        for name, tensor in (("", self.heads.flat), (".first", adam.first), (".second", adam.second)):
+            tensor.copy_(state[f"heads{name}"])
+        adam.count.copy_(state["heads.count"])
+        self.step_count.copy_(state["step_count"])
+        self._depth = state["depth"].to(self.device)
+        self._stats = TrainStats(
+            **{field.name: state[f"stats.{field.name}"].to(self.device) for field in fields(TrainStats)}
+        )
 
     # ----- training
 

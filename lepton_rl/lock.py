@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lepton_rl.errors import InputError
@@ -16,15 +16,14 @@ LOCK = ".lock"
 
 
 def beside(folder: Path) -> Path:
-    """Return the lock file of a folder that must stay empty or may not exist yet: in the nearest folder above it."""
+    """Return the lock file of a folder that must stay empty or may not exist yet: it lies beside it."""
     folder = folder.absolute()
-    above = next(parent for parent in folder.parents if parent.is_dir())
-    return above / f".{'.'.join(folder.relative_to(above).parts)}{LOCK}"
+    return folder.parent / f".{folder.name}{LOCK}"
 
 
 @contextmanager
 def locked(path: Path, folder: Path) -> Iterator[None]:
-    """Hold a lock file while something writes to a folder; it is removed afterwards.
+    """Hold a lock file while something writes to a folder; it is removed afterwards, as are folders made for it.
 
     The file of a process that died holds nobody up: its lock went with it.
 
@@ -38,7 +37,7 @@ def locked(path: Path, folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    missing = [parent for parent in path.parents if not parent.exists()]
     handle = _acquire(path, folder)
     try:
         os.ftruncate(handle, 0)
@@ -47,11 +46,18 @@ def locked(path: Path, folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+        for made in missing:
+            with suppress(OSError):  # it is not empty
+                made.rmdir()
 
 
 def _acquire(path: Path, folder: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # another process had made the folder for its lock, and removed it just now
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,6 @@
 """What every command leaves in `--out`: all of it or nothing, and a manifest of how it was made."""
 
+import glob
 import json
 import os
 import platform
@@ -95,6 +96,36 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         raise InputError(
             f"out {str(folder)!r} cannot be made: expected to write in {str(above)!r}; name another folder"
         )
+
+
+def recover(folder: Path) -> None:
+    """Put right what a process left behind that was killed while it put its output in place.
+
+    Its half-written output goes; an earlier output that it had moved away comes back if nothing took its place.
+    """
+    folder = folder.absolute()
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        number, _, end = left.name.removeprefix(f".{folder.name}.").partition(".")
+        if end not in ("part", "old") or not number.isdecimal() or _alive(int(number)):
+            continue
+        if end == "old" and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # of another process that had the same number
+    if os.name != "posix":  # asking would end it there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

@@ -124,13 +124,14 @@ class PrefixCache:
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
         self.cut = 0
+        self.filled: list[tuple[Side, Tensor]] = []  # what was computed together: only so computed again to the bit
         self._store: Tensor | None = None
         self._used = 0
         self._slots: dict[Side, Tensor] = {}
 
     def clear(self) -> None:
         """Forget everything, because the prefix or the images have changed."""
-        self._store, self._used, self._slots = None, 0, {}
+        self._store, self._used, self._slots, self.filled = None, 0, {}, []
 
     def get(self, rows: Tensor, side: Side) -> Tensor:
         """Return the outputs of rows `[n]` that are there."""
@@ -161,6 +162,7 @@ class PrefixCache:
             self._store[self._used : self._used + len(chunk)] = values
             slots[chunk] = torch.arange(self._used, self._used + len(chunk), device=rows.device)
             self._used += len(chunk)
+            self.filled.append((side, chunk.clone()))
         return True
 
     def _reserve(self, more: int, like: Tensor, most: int) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lepton_rl.controls import KNOBS, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
+from lepton_rl.keeping import Keeper, Trail, arguments_of
 from lepton_rl.normalisation import Side
 from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
@@ -73,6 +74,7 @@ def rollout(
     engine: Engine | None = None,
     settings: ControlSettings | None = None,
     callback: Callback | None = None,
+    keeper: Keeper | None = None,
 ) -> RunResult:
     """Run a policy on a task, once.
 
@@ -82,29 +84,30 @@ def rollout(
         seed: Of the batches and of whatever the policy draws.
         engine: A one-lane engine to use; None makes a `SoloEngine`.
         settings: Knobs to start with; None = the policy's own.
-        callback: Called with every row of the history as it is made.
+        callback: Called with every row of the history as it is made; of a run that goes on, with the earlier ones too.
+        keeper: Keeps the run at every decision, and knows where a killed one has to go on.
     """
     began = time.perf_counter()
     engine = engine or SoloEngine(task)
     run = AdaptationRun(engine)
-    observation = run.start({0: (task, seed, settings or policy.settings)})
-    candidates = [_original(engine, run)]
-    history = [_row(run, observation, None, candidates[0].score, began)]
-    diverged = False
-    while not run.over[0]:
+    settings = settings or policy.settings
+    observation = run.start({0: (task, seed, settings)})
+    original = _original(engine, run)
+    history = [_row(run, observation, None, original.score, began)]
+    trail = Trail(observation=observation, candidates=[original], history=history)
+    if keeper:
+        trail = keeper.resume(run, trail, arguments_of(task, policy, settings, seed))
+        began = time.perf_counter() - trail.history[-1]["seconds"]
+    for row in trail.history:
         if callback:
-            callback(history[-1])
-        number = torch.tensor([run.decision[0]])
-        action = policy.act(observation, number, torch.tensor([seed]))
-        observation, outcome = run.step(action)
-        diverged = outcome.diverged[0]
-        name = f"decision {run.decision[0]}"
-        score = float(visible_score(engine, run.views)[0])
-        candidates.append(Candidate(name=name, weights=run.checkpoint(0), score=score))
-        history.append(_row(run, observation, action, score, began))
-    if callback:
-        callback(history[-1])
-    chosen, reason = choose_weights(engine, candidates)
+            callback(row)
+    while not run.over[0]:
+        _decide(run, trail, policy, seed, began)
+        if keeper:
+            keeper.save(run, trail)
+        if callback:
+            callback(trail.history[-1])
+    chosen, reason = choose_weights(engine, trail.candidates)
     return RunResult(
         engine=engine,
         chosen=chosen.name,
@@ -112,9 +115,20 @@ def rollout(
         score=chosen.score,
         steps=int(engine.step_count[0]),
         seconds=time.perf_counter() - began,
-        diverged=diverged,
-        history=history,
+        diverged=trail.diverged,
+        history=trail.history,
     )
+
+
+def _decide(run: AdaptationRun, trail: Trail, policy: Policy, seed: int, began: float) -> None:
+    """Take a decision and the gradient steps up to the next one."""
+    action = policy.act(trail.observation, torch.tensor([run.decision[0]]), torch.tensor([seed]))
+    trail.observation, outcome = run.step(action)
+    trail.diverged = outcome.diverged[0]
+    name = f"decision {run.decision[0]}"
+    score = float(visible_score(run.engine, run.views)[0])
+    trail.candidates.append(Candidate(name=name, weights=run.checkpoint(0), score=score))
+    trail.history.append(_row(run, trail.observation, action, score, began))
 
 
 def _original(engine: Engine, run: AdaptationRun) -> Candidate:

@@ -4,7 +4,8 @@ The dynamics exist here and nowhere else: the scalar environment, the vector env
 and the benchmark are views of it. An N-lane run equals N one-lane runs, step by step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -148,6 +149,35 @@ class AdaptationRun:
     def checkpoint(self, lane: int) -> dict[str, Tensor]:
         """Return the weights and statistics after the last decision; always finite."""
         return self._finite[lane]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on, weights apart: those of `checkpoint` are the engine's."""
+        assert self._memory is not None, "start the lanes first"
+        return {
+            "decision": torch.tensor(self.decision),
+            "over": torch.tensor(self.over),
+            **{f"controls.{field.name}": getattr(self.controls, field.name) for field in fields(Controls)},
+            **{f"memory.{field.name}": getattr(self._memory, field.name) for field in fields(Memory)},
+            **{f"engine.{name}": value for name, value in self.engine.state().items()},
+        }
+
+    def load_state(self, state: Mapping[str, Tensor], weights: Sequence[dict[str, Tensor]]) -> None:
+        """Go on from what `state` gave; first `start` the lanes on their tasks.
+
+        Args:
+            state: Of a run on the same tasks and seeds.
+            weights: `checkpoint` of every lane at that moment.
+        """
+        for lane, mine in enumerate(weights):
+            self.engine.restore(lane, mine)
+            self._finite[lane] = mine
+        prefix = "engine."
+        self.engine.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        put = {name: value.to(self.engine.device) for name, value in state.items()}
+        self.controls = Controls(**{field.name: put[f"controls.{field.name}"] for field in fields(Controls)})
+        self._memory = Memory(**{field.name: put[f"memory.{field.name}"] for field in fields(Memory)})
+        self.decision, self.over = state["decision"].tolist(), state["over"].tolist()
+        self.views = self.engine.views()
 
     def _observe(self) -> Tensor:
         assert self._memory is not None

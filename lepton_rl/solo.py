@@ -138,6 +138,38 @@ class SoloEngine(Engine):
                     parameter.copy_(origin.lerp(parameter, keep))
             self.cache.clear()
 
+    # ----- a killed run
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next step depends on and `snapshot` does not hold."""
+        state = super().state() | {"live": torch.tensor(self.live)}
+        if self.optimizer is not None:
+            state["trained"] = torch.tensor(True)
+            for name, parameter in self.model.named_parameters():
+                for what, value in self.optimizer.state.get(parameter, {}).items():
+                    state[f"moments.{what}.{name}"] = value
+        for number, (side, rows) in enumerate(self.cache.filled):
+            state[f"cached.{side}.{number:06}"] = rows
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; first `load` the task and `restore` the weights of that moment."""
+        super().load_state(state)
+        if "trained" not in state:
+            return
+        self._set_live(state["live"].tolist(), {})
+        assert self.optimizer is not None
+        for name, parameter in self.model.named_parameters():
+            for what in _MOMENTS:
+                if (value := state.get(f"moments.{what}.{name}")) is not None:
+                    like = torch.zeros((), device=self.device) if what == "step" else parameter
+                    self.optimizer.state[parameter][what] = torch.empty_like(like).copy_(value)
+        cached = (key.split(".") for key in state if key.startswith("cached."))
+        for number, side in sorted((number, side) for _, side, number in cached):
+            rows = state[f"cached.{side}.{number}"].to(self.device)
+            self._fill(rows, "source" if side == "source" else "target")
+
     # ----- forward and backward
 
     def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
@@ -221,15 +253,18 @@ class SoloEngine(Engine):
         if live == self.live and self.optimizer is not None:
             return
         freezing = [was and not now for was, now in zip(self.live, live, strict=True)]
+        self._set_live(live, {} if self.optimizer is None else self.optimizer.state)
+        if any(freezing):
+            self.estimate_statistics("target", torch.tensor([freezing], device=self.device))
+
+    def _set_live(self, live: list[bool], moments: Mapping[Any, Any]) -> None:
         self.live = live
         for group, parameters in enumerate(self.groups):
             for parameter in parameters:
                 parameter.requires_grad_(live[group])
                 if not live[group]:
                     parameter.grad = None
-        self.optimizer = self._new_optimizer({} if self.optimizer is None else self.optimizer.state)
-        if any(freezing):
-            self.estimate_statistics("target", torch.tensor([freezing], device=self.device))
+        self.optimizer = self._new_optimizer(moments)
         self.cache.clear()
         self.cache.cut = self.split.cut_for(live) if self.cache.limit else 0
 
@@ -273,6 +308,7 @@ class SoloEngine(Engine):
 
 
 _FROZEN = [False] * N_GROUPS
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:

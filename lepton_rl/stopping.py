@@ -41,7 +41,7 @@ class StopRequest:
             Stopped: If a signal has come.
         """
         if self.name:
-            raise Stopped(f"stopped by {self.name} after {done}: it is saved; the same command goes on")
+            raise Stopped(f"stopped by {self.name} after {done}: what is done is saved; the same command goes on")
 
 
 @contextmanager
@@ -50,6 +50,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
+        return
+    known = getattr(signal.getsignal(STOP_SIGNALS[0]), "__self__", None)
+    if isinstance(known, StopRequest):  # whoever called this one is asked, too
+        yield known
         return
     before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
     try:
