@@ -76,9 +76,10 @@ def killed_after(monkeypatch, decision, out, **changes):
         if run.decision[0] == decision:
             raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Keeper, "save", dying)
-        run(out, **changes)
+        with pytest.raises(Killed):
+            run(out, **changes)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -219,9 +220,10 @@ def test_a_kill_while_the_output_is_put_in_its_place(tmp_path, monkeypatch):
 def test_a_signal_finishes_the_decision_and_saves_it(number, tmp_path, monkeypatch):
     whole = run(None)
     step = AdaptationRun.step
-    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+    with monkeypatch.context() as patch:
         patch.setattr(AdaptationRun, "step", lambda *given: [os.kill(os.getpid(), number), step(*given)][1])
-        run(tmp_path / "out")
+        with pytest.raises(Stopped) as stopped:
+            run(tmp_path / "out")
     assert str(stopped.value).startswith(f"stopped by {signal.Signals(number).name} after decision 1 of 3: ")
     assert signal.getsignal(number) == signal.SIG_DFL
     assert same(run(tmp_path / "out").model, whole.model.state_dict())
