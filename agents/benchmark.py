@@ -14,12 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lepton_rl.agents.arms import find_arm
-from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row
+from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row, pupil
 from lepton_rl.agents.crew import Crew, Done, cores
-from lepton_rl.agents.leaderboard import LOCAL, TOLERANCE, differences, read_submission, sampled, submit
-from lepton_rl.agents.plan import BenchmarkConfig, described, finished, notes, place_of, plan, row_order
+from lepton_rl.agents.leaderboard import LOCAL, TOLERANCE, Submission, differences, read_submission, sampled, submit
+from lepton_rl.agents.ledger import ledger
+from lepton_rl.agents.plan import (
+    BenchmarkConfig,
+    cell_of,
+    described,
+    finished,
+    notes,
+    place_of,
+    plan,
+    policies,
+    row_order,
+)
 from lepton_rl.agents.ray_crew import RayCrew
-from lepton_rl.agents.rows import RowFile, fingerprint, joined, write_json
+from lepton_rl.agents.rows import RowFile, check_joins, fingerprint, write_json
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.agents.suites import SUITES, MakeSuite, SuiteChoice
 from lepton_rl.errors import InputError
@@ -27,6 +38,7 @@ from lepton_rl.manifest import check_free, write_manifest
 from lepton_rl.report import benchmark_report
 from lepton_rl.report.figures import write_figures
 from lepton_rl.report.tables import write_tables
+from lepton_rl.stopping import StopRequest, stop_on_signals
 
 __all__ = ["SUITES", "BenchmarkConfig", "CellsFailed", "benchmark", "summary_table"]
 
@@ -46,23 +58,27 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
     Raises:
         InputError: If an argument is wrong, `out` holds rows of another benchmark, or what is verified differs.
         CellsFailed: If cells failed; the others are kept, and the same call tries only the failed ones again.
+        Stopped: If SIGTERM or SIGUSR2 came: the cells at hand are abandoned, all others are kept.
     """
     if config.verify is not None:
         return _verified(config, config.verify, make_suite)
     make_suite = make_suite or _suite(config).maker()
     cells = plan(config)
-    common = joined(config.out, _fingerprint(config))
+    common = _fingerprint(config)
+    check_joins(config.out, common)
     rows_file = RowFile(config.out / "rows.jsonl")
     done = finished(rows_file.read(), cells, config)
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    extra = {"fingerprint": common, **described(config)}
+    about = described(config)
+    extra = {"fingerprint": common, **about}
     write_manifest(config.out, command="lepton benchmark", arguments=arguments, extra=extra)
     rows_file.rewrite(row for rows in done.values() for row in rows)
-    bench = _bench(config, make_suite, common)
-    _make([cell for cell in cells if cell not in done], bench, config)
+    with stop_on_signals() as stop:
+        _make([cell for cell in cells if cell not in done], _bench(config, make_suite, common), config, stop)
     rows = sorted(rows_file.read(), key=row_order)
     rows_file.rewrite(rows)
     summary = summarise(rows, seed=config.seed) | {"notes": notes(config)}
+    summary["ledger"] = ledger(summary, {mark: told["card"] for mark, told in about["policies"].items()})
     _report(config.out, summary)
     if config.submit is not None:
         submit(config.submit, config, common, rows)
@@ -87,19 +103,15 @@ def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None)
         raise InputError(f"{path} has arguments of another version, {sorted(arguments.keys() - known)}: use that one")
     theirs = BenchmarkConfig(**(arguments | local))
     mine = _fingerprint(theirs)
-    wrong = [key for key in ("format", "suite", "data", "defaults", "policy") if mine[key] != told.fingerprint.get(key)]
-    if wrong:
-        raise InputError(
-            f"{path} was made with {wrong[0]} {told.fingerprint.get(wrong[0])!r}, here it is {mine[wrong[0]]!r}: "
-            "expected the same; give the same --policy, --data and version of this package"
-        )
+    _check_alike(path, told, mine, theirs)
     groups = sampled(told.rows, config.seed)
     plan(theirs)
     make_suite = make_suite or _suite(theirs).maker()
     rows_file = RowFile(config.out / "rows.jsonl")
     write_manifest(config.out, command="lepton benchmark", arguments={"verify": str(path)}, extra={"fingerprint": mine})
-    cells = [Cell(place=place_of(group[0]), arm=group[0]["arm"]) for group in groups]
-    _make(cells, _bench(theirs, make_suite, mine), theirs)
+    cells = [cell_of(group[0]) for group in groups]
+    with stop_on_signals() as stop:
+        _make(cells, _bench(theirs, make_suite, mine), theirs, stop)
     made = sorted(rows_file.read(), key=row_order)
     expected = sorted((row for group in groups for row in group), key=row_order)
     same = mine == told.fingerprint
@@ -111,6 +123,19 @@ def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None)
     summary["notes"] = [f"{path}: {len(cells)} of its cells were made again and confirmed, {how}"]
     _report(config.out, summary)
     return summary
+
+
+def _check_alike(path: Path, told: Submission, mine: Mapping[str, Any], theirs: BenchmarkConfig) -> None:
+    advice = "expected the same; give the same --policy, --data and version of this package"
+    for key in ("format", "suite", "data", "defaults"):
+        if mine[key] != told.fingerprint.get(key):
+            raise InputError(
+                f"{path} was made with {key} {told.fingerprint.get(key)!r}, here it is {mine[key]!r}: {advice}"
+            )
+    here = policies(theirs)
+    for mark, name in told.policies.items():
+        if mark not in here:
+            raise InputError(f"{path} was made with policy {name!r} ({mark}), here are {sorted(here)}: {advice}")
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -139,10 +164,8 @@ def _suite(config: BenchmarkConfig) -> SuiteChoice:
 
 
 def _fingerprint(config: BenchmarkConfig) -> dict[str, Any]:
-    learned = any(find_arm(arm).needs_policy for arm in config.arms)
-    policy = config.policy if learned else None
     data = _suite(config).contents()
-    return fingerprint(suite=config.suite, regime=config.regime, seed=config.seed, policy=policy, data=data)
+    return fingerprint(suite=config.suite, regime=config.regime, seed=config.seed, data=data)
 
 
 def _bench(config: BenchmarkConfig, make_suite: MakeSuite, common: Mapping[str, Any]) -> Bench:
@@ -152,17 +175,18 @@ def _bench(config: BenchmarkConfig, make_suite: MakeSuite, common: Mapping[str, 
         regime=None if config.regime == "both" else config.regime,
         seed=config.seed,
         runs=tuple(sorted(config.runs)),
-        policy=config.policy,
+        policies=policies(config),
         journals=config.out / "optuna",
         database=None if config.storage is None else (config.storage, f"lepton-{prefix}"),
     )
 
 
-def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig) -> None:
+def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig, stop: StopRequest) -> None:
     """Make the missing cells; each is on the disk as soon as it is finished.
 
     Raises:
         CellsFailed: At the end, if some failed.
+        Stopped: If a signal came.
     """
     if not missing:
         return
@@ -173,8 +197,8 @@ def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig) -> None:
     failed: list[Done] = []
     with _one_thread(), _progress() as progress:
         bar = progress.add_task("lessons", total=len(missing) + len(places))
-        bench = replace(bench, lessons=_lessons(bench, config, missing))
-        with _crew(bench, config, len(missing) + len(places)) as crew:
+        bench = replace(bench, lessons=_lessons(bench, config, missing, stop))
+        with _crew(bench, config, len(missing) + len(places), stop) as crew:
             progress.update(bar, description="references")
             with references_file:
                 for done in crew.run(places):
@@ -196,34 +220,39 @@ def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig) -> None:
         raise CellsFailed(_complaint(failed, config))
 
 
-def _lessons(bench: Bench, config: BenchmarkConfig, missing: list[Cell]) -> dict[str, list[Any]]:
+def _lessons(bench: Bench, config: BenchmarkConfig, missing: list[Cell], stop: StopRequest) -> dict[str, list[Any]]:
     """Show training tasks to the arms that want to see some beforehand; what they took from them is kept."""
     path = config.out / "lessons.json"
     try:
         known: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    arms = {name: find_arm(name).lessons for name in {cell.arm for cell in missing}}
-    wanted = [Lesson(arm=arm, index=i) for arm in sorted(arms) if arm not in known for i in range(arms[arm])]
+    wanted = [
+        Lesson(arm=arm, policy=policy, index=index)
+        for arm, policy in sorted({(cell.arm, cell.policy) for cell in missing})
+        if pupil(arm, policy) not in known
+        for index in range(find_arm(arm).lessons)
+    ]
     if not wanted:
         return known
-    with _crew(bench, config, len(wanted)) as crew:
+    with _crew(bench, config, len(wanted), stop) as crew:
         done = list(crew.run(wanted))
     failed = [one for one in done if one.problem is not None]
     if failed:
         raise CellsFailed(_complaint(failed, config))
     values = {one.job: one.value for one in done}
     for lesson in wanted:
-        known.setdefault(lesson.arm, []).append(values[lesson])
+        known.setdefault(lesson.pupil, []).append(values[lesson])
     write_json(path, known)
     return known
 
 
-def _crew(bench: Bench, config: BenchmarkConfig, jobs: int) -> Crew | RayCrew:
+def _crew(bench: Bench, config: BenchmarkConfig, jobs: int, stop: StopRequest) -> Crew | RayCrew:
     start = functools.partial(_start, bench)
+    check = functools.partial(stop.check, "the cells that are finished")
     if config.address is not None:
-        return RayCrew(config.workers, start, config.address)
-    return Crew(min(config.workers or cores(), jobs), start)
+        return RayCrew(config.workers, start, config.address, check)
+    return Crew(min(config.workers or cores(), jobs), start, check)
 
 
 def _start(bench: Bench) -> Callable[[Any], Any]:

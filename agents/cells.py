@@ -61,14 +61,17 @@ class Cell:
     Attributes:
         place: Task and seed.
         arm: Name of the arm.
+        policy: Mark of the policy under test that it runs; empty for an arm that runs none.
     """
 
     place: Place
     arm: str
+    policy: str = ""
 
     def journal(self, folder: Path) -> Path:
         """Return the file in which a tuner keeps its state."""
-        name = f"{self.arm}-{self.place.split}-{self.place.index:04d}-{self.place.seed}"
+        who = f"{self.arm}-{self.policy}" if self.policy else self.arm
+        name = f"{who}-{self.place.split}-{self.place.index:04d}-{self.place.seed}"
         return folder / (re.sub(r"[^\w.-]", "_", name) + ".jsonl")
 
 
@@ -78,16 +81,28 @@ class Lesson:
 
     Attributes:
         arm: Name of the arm.
+        policy: Mark of the policy that it runs; empty for none.
         index: Number of the training task.
     """
 
     arm: str
+    policy: str
     index: int
+
+    @property
+    def pupil(self) -> str:
+        """Who is taught, as in `lessons.json`."""
+        return pupil(self.arm, self.policy)
 
     @property
     def place(self) -> Place:
         """Where the task stands."""
         return Place(split="train", index=self.index, seed=0)
+
+
+def pupil(arm: str, policy: str) -> str:
+    """Return under which name an arm's lessons are kept."""
+    return f"{arm} {policy}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +114,7 @@ class Bench:
         regime: Label regime of all tasks, or None to leave it to each.
         seed: Of the benchmark.
         runs: After how many runs of a tuner a row is made, ascending.
-        policy: Name or path of the policy under test.
+        policies: Names or paths of the policies under test by their marks.
         journals: Folder of the tuners' states, or None.
         database: URL of the tuners' states instead, and what their names begin with; or None.
         lessons: What the arms that take lessons were given; those of an arm that is missing are taken here.
@@ -109,7 +124,7 @@ class Bench:
     regime: Regime | None
     seed: int
     runs: tuple[int, ...]
-    policy: str
+    policies: Mapping[str, str]
     journals: Path | None = None
     database: tuple[str, str] | None = None
     lessons: Mapping[str, list[Any]] = field(default_factory=dict)
@@ -141,7 +156,7 @@ class Bench:
 
     def lesson(self, lesson: Lesson, task: AdaptationTask) -> Any:  # noqa: ANN401
         """Show an arm a training task, of which it sees what it sees of any other."""
-        return find_arm(lesson.arm, self.policy).lesson(task.visible, lesson.place.lane_seed(self.seed))
+        return self._found(lesson.arm, lesson.policy).lesson(task.visible, lesson.place.lane_seed(self.seed))
 
     def reference(self, place: Place, task: AdaptationTask) -> Row:
         """Measure the two ends of the normalised score."""
@@ -157,8 +172,8 @@ class Bench:
         """Run the cell's arm; the two reference accuracies are filled in by who knows them."""
         test_of(task)
         seed = cell.place.lane_seed(self.seed)
-        arm = self._arm(cell.arm)
-        common = {**_where(cell.place, task), "arm": cell.arm}
+        arm = self._arm(cell.arm, cell.policy)
+        common = {**_where(cell.place, task), "arm": cell.arm, "policy": cell.policy or None}
         if isinstance(arm, TunerArm):
             groups = [(number,) for number in self.runs] if arm.whole else [self.runs]
             made = [row for runs in groups for row in self._patiently(arm, cell, task, seed, runs)]
@@ -167,16 +182,19 @@ class Bench:
             made = [judged(arm, task, seed)]
         return [common | row for row in made]
 
-    def _arm(self, name: str) -> Arm:
-        arm = find_arm(name, self.policy)
+    def _found(self, name: str, policy: str) -> Arm:
+        return find_arm(name, self.policies[policy] if policy else None)
+
+    def _arm(self, name: str, policy: str) -> Arm:
+        arm = self._found(name, policy)
         if not arm.lessons:
             return arm
-        if name not in self.lessons:
+        if pupil(name, policy) not in self.lessons:
             suite = self.make_suite()
-            wanted = [Lesson(arm=name, index=index) for index in range(arm.lessons)]
+            wanted = [Lesson(arm=name, policy=policy, index=index) for index in range(arm.lessons)]
             tasks = [suite.task("train", lesson.index, self.regime) for lesson in wanted]
             return arm.taught([self.lesson(*pair) for pair in zip(wanted, tasks, strict=True)])
-        return arm.taught(self.lessons[name])
+        return arm.taught(self.lessons[pupil(name, policy)])
 
     def _storage(self, cell: Cell) -> Storage | None:
         if self.database is not None:

@@ -41,7 +41,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """Ask nobody."""
 
 
@@ -56,7 +56,7 @@ class Crew:
             context, and the jobs at hand are abandoned.
     """
 
-    def __init__(self, workers: int, start: Callable[[], Handler], check: Callable[[], None] = _go_on) -> None:
+    def __init__(self, workers: int, start: Callable[[], Handler], check: Callable[[], None] = go_on) -> None:
         """Plan the processes; they start with the context."""
         self._start, self._check = start, check
         self._size = workers

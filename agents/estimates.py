@@ -6,7 +6,7 @@ Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statisti
 (interquartile mean, stratified bootstrap, optimality gap, probability of improvement, performance profiles).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from lepton_rl.errors import InputError
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-Ranks: TypeAlias = npt.NDArray[np.intp]
+Ranks: TypeAlias = npt.NDArray[Any]  # whole numbers
+Draw: TypeAlias = Callable[[np.random.Generator, int], Ranks]
 
 _CHUNK = 250_000  # values drawn at once: they stay in the cache, and memory stays small
 
@@ -72,6 +73,23 @@ def performance_profile(scores: npt.ArrayLike, thresholds: npt.ArrayLike) -> Sco
     return 1.0 - below / ordered.size
 
 
+def profile_band(scores: npt.ArrayLike, thresholds: npt.ArrayLike, strata: Sequence[object]) -> tuple[Scores, Scores]:
+    """Give 95 % intervals of a performance profile, each threshold by itself [t], [t].
+
+    A resampled share is a sum of binomials, one per stratum; its variance is theirs, and its distribution close to
+    normal. With a single score per stratum the strata themselves are resampled, as in `bootstrap_interval`.
+    """
+    values, edges = _finite(scores), np.asarray(thresholds, dtype=np.float64)
+    number = _numbered(values, strata)
+    if np.bincount(number).max() == 1:
+        number = np.zeros_like(number)
+    above = np.array([np.bincount(number, weights=values > edge) for edge in edges])
+    size = np.bincount(number)
+    share = above.sum(axis=1) / values.size
+    deviation = np.sqrt((above * (1 - above / size)).sum(axis=1)) / values.size
+    return np.clip(share - 1.96 * deviation, 0, 1), np.clip(share + 1.96 * deviation, 0, 1)
+
+
 def probability_of_improvement(
     left: npt.ArrayLike, right: npt.ArrayLike, left_tasks: Sequence[object], right_tasks: Sequence[object]
 ) -> float:
@@ -101,19 +119,23 @@ def bootstrap_interval(
     strata: Sequence[object],
     *,
     rng: np.random.Generator,
+    groups: Sequence[object] | None = None,
     trim: float = 0.25,
     resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """Compute a percentile interval of a trimmed mean by resampling the seeds within every task.
 
-    With a single seed per task there is nothing to resample within tasks and the interval would have no
-    width; the tasks themselves are resampled then. It is widened, where needed, to hold the estimate.
+    With several policies (`groups`) these are drawn with replacement first, the same ones for all tasks, then the
+    seeds within every task and drawn policy: a policy that is bad is bad on every task, and to draw it anew for
+    each would hide that. With a single seed per task there is nothing to resample within tasks and the interval
+    would have no width; the tasks themselves are resampled then. It is widened, where needed, to hold the estimate.
 
     Args:
         scores: one score per cell [n].
         strata: the task of every score, length n.
         rng: where the draws come from.
+        groups: the policy of every score, length n; None or a single one draws no policies.
         trim: share dropped at each end, 0 (mean) .. 0.49; 0.25 is the interquartile mean.
         resamples: how many bootstrap samples, 200..10000; the time grows with `resamples * n`.
         level: coverage, 0..1.
@@ -121,16 +143,16 @@ def bootstrap_interval(
     Raises:
         InputError: when there is no score, one is not finite, or the lengths differ.
     """
-    values, rank, start, size = _stratify(_finite(scores), strata)
-    last = (size - 1).astype(np.int32)
+    found = _finite(scores)
+    if groups is not None and len(set(groups)) > 1:
+        values, draw = _draw_groups(found, strata, groups)
+    else:
+        values, draw = _draw_strata(found, strata)
     per_chunk = max(1, _CHUNK // values.size)
     estimates = []
     for first in range(0, resamples, per_chunk):
-        count = min(per_chunk, resamples - first)
-        draw = rng.random((count, values.size), dtype=np.float32)
-        # float32 may round u * size up to size: hold the draw inside its stratum.
-        offset = np.minimum((draw * size).astype(np.int32), last)
-        estimates.append(_trimmed_means(values, rank[start + offset], trim))
+        ranks = draw(rng, min(per_chunk, resamples - first))
+        estimates.append(_trimmed_means(values, ranks, trim))
     low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2])
     estimate = float(_trimmed_means(values, np.arange(values.size)[None], trim)[0])
     return min(float(low), estimate), max(float(high), estimate)
@@ -223,12 +245,9 @@ def _finite(scores: npt.ArrayLike) -> Scores:
     return values
 
 
-def _stratify(values: Scores, strata: Sequence[object]) -> tuple[Scores, Ranks, Ranks, npt.NDArray[np.float32]]:
-    """Sort values; give the rank of each, ordered by stratum, and the start and size of its stratum there."""
-    if len(strata) != values.size:
-        raise InputError(f"{len(strata)} strata for {values.size} scores: expected one stratum per score")
-    index = {name: i for i, name in enumerate(sorted(set(strata), key=str))}
-    number = np.array([index[name] for name in strata])
+def _draw_strata(values: Scores, strata: Sequence[object]) -> tuple[Scores, Draw]:
+    """Sort values, and return what draws ranks within strata [count, n]."""
+    number = _numbered(values, strata)
     # By value within a stratum too: the order of the rows must not decide which draws they get.
     by_value = np.lexsort((number, values))
     rank = np.argsort(number[by_value], kind="stable")
@@ -236,8 +255,49 @@ def _stratify(values: Scores, strata: Sequence[object]) -> tuple[Scores, Ranks, 
     if sizes.max() == 1:
         sizes = np.array([values.size])
         rank = np.arange(values.size)
+    start, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
+
+    def draw(rng: np.random.Generator, count: int) -> Ranks:
+        found: Ranks = rank[start + _offsets(rng, count, size)]
+        return found
+
+    return values[by_value], draw
+
+
+def _draw_groups(values: Scores, strata: Sequence[object], groups: Sequence[object]) -> tuple[Scores, Draw]:
+    """Sort values, and return what draws groups, then ranks within each stratum's part of the drawn group."""
+    stratum, group = _numbered(values, strata), _numbered(values, groups)
+    many = int(group.max()) + 1
+    code = stratum * many + group
+    by_value = np.lexsort((code, values))
+    rank = np.argsort(code[by_value], kind="stable")
+    sizes = np.bincount(code, minlength=(int(stratum.max()) + 1) * many)
     starts = np.cumsum(sizes) - sizes
-    return values[by_value], rank, np.repeat(starts, sizes), np.repeat(sizes, sizes).astype(np.float32)
+    own = np.repeat(np.arange(sizes.size), sizes)
+
+    def draw(rng: np.random.Generator, count: int) -> Ranks:
+        drawn = rng.integers(0, many, (count, many))
+        place = own - own % many + drawn[:, own % many]
+        place = np.where(sizes[place] > 0, place, own)  # a policy that has no score of this task
+        found: Ranks = rank[starts[place] + _offsets(rng, count, sizes[place])]
+        return found
+
+    return values[by_value], draw
+
+
+def _offsets(rng: np.random.Generator, count: int, size: Ranks) -> Ranks:
+    """Draw whole numbers below the sizes, which are [n] or [count, n]."""
+    draw = rng.random((count, size.shape[-1]), dtype=np.float32)
+    # float32 may round u * size up to size: hold the draw inside its stratum.
+    offsets: Ranks = np.minimum((draw * size.astype(np.float32)).astype(np.int32), size - 1)
+    return offsets
+
+
+def _numbered(values: Scores, names: Sequence[object]) -> Ranks:
+    if len(names) != values.size:
+        raise InputError(f"{len(names)} strata for {values.size} scores: expected one stratum per score")
+    index = {name: i for i, name in enumerate(sorted(set(names), key=str))}
+    return np.array([index[name] for name in names])
 
 
 def _by_task(values: Scores, tasks: Sequence[object]) -> dict[str, Scores]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lepton_rl.agents.plan import BenchmarkConfig
+from lepton_rl.agents.cells import Cell
+from lepton_rl.agents.plan import BenchmarkConfig, cell_of, policies
 from lepton_rl.agents.rows import write_json
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions
 
-FORMAT = 1
+FORMAT = 2
 SAMPLE = 4  # cells that are made again
 FREE = ("seconds",)  # what may differ between two runs
 TOLERANCE = 0.02  # of accuracies when versions differ: other kernels round otherwise
@@ -29,11 +30,13 @@ class Submission:
 
     Attributes:
         arguments: Of the benchmark, without what is local to a machine.
-        fingerprint: What all rows have in common: suite, seed, hashes of policy and data, versions.
+        policies: Names of the policies under test by their marks in the rows, the hashes of their files.
+        fingerprint: What all rows have in common: suite, seed, hash of the data, versions.
         rows: All of them.
     """
 
     arguments: dict[str, Any]
+    policies: dict[str, str]
     fingerprint: dict[str, Any]
     rows: list[dict[str, Any]]
 
@@ -41,12 +44,13 @@ class Submission:
 def submit(path: Path, config: BenchmarkConfig, fingerprint: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Write the file."""
     arguments = {key: value for key, value in asdict(config).items() if key not in LOCAL}
-    arguments["policy"] = Path(config.policy).name
+    arguments["policy"] = [Path(named).name for named in config.policy]
     write_json(
         path,
         {
             "format": FORMAT,
             "arguments": arguments,
+            "policies": {mark: Path(named).name for mark, named in policies(config).items()},
             "fingerprint": dict(fingerprint),
             "versions": versions(),
             "rows": list(rows),
@@ -63,15 +67,15 @@ def read_submission(path: Path) -> Submission:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = Submission(**{key: content[key] for key in ("arguments", "fingerprint", "rows")})
+        found = Submission(**{key: content[key] for key in ("arguments", "policies", "fingerprint", "rows")})
         told, form = content["hash"], content["format"]
-        places = [(row["arm"], row["split"], row["index"], row["seed"]) for row in found.rows]
+        cells = [cell_of(row) for row in found.rows]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a file that `--submit` wrote, check the path") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no submission: expected a file that `lepton benchmark --submit` wrote") from None
-    if form != FORMAT or not places:
-        raise InputError(f"{path} has format {form!r} and {len(places)} rows: expected format {FORMAT} with rows")
+    if form != FORMAT or not cells:
+        raise InputError(f"{path} has format {form!r} and {len(cells)} rows: expected format {FORMAT} with rows")
     if told != hash_of(found.rows):
         raise InputError(f"{path}: the rows do not have the hash {told}: expected them as they were written")
     return found
@@ -84,12 +88,12 @@ def hash_of(rows: Sequence[Row]) -> str:
 
 def sampled(rows: Sequence[Row], seed: int) -> list[list[Row]]:
     """Return the rows of a few cells drawn at random, no arm twice while there are others."""
-    cells: dict[tuple[Any, ...], list[Row]] = {}
+    cells: dict[Cell, list[Row]] = {}
     for row in rows:
-        cells.setdefault((row["arm"], row["split"], row["index"], row["seed"]), []).append(row)
+        cells.setdefault(cell_of(row), []).append(row)
     order = np.random.default_rng(seed).permutation(len(cells))
     drawn = [list(cells)[i] for i in order]
-    first = list({cell[0]: cell for cell in reversed(drawn)}.values())
+    first = list({cell.arm: cell for cell in reversed(drawn)}.values())
     rest = [cell for cell in drawn if cell not in set(first)]
     return [cells[cell] for cell in (*first, *rest)[:SAMPLE]]
 
@@ -105,7 +109,7 @@ def differences(told: Sequence[Row], made: Sequence[Row], *, same_versions: bool
     found = []
     for one, two in zip(told, made, strict=True):
         keys = sorted((one.keys() | two.keys()) - set(FREE))
-        exact = keys if same_versions else ["arm", "task", "split", "regime", "index", "seed", "runs"]
+        exact = keys if same_versions else ["arm", "policy", "task", "split", "regime", "index", "seed", "runs"]
         close = [] if same_versions else ["accuracy", "source_only", "supervised"]
         where = f"{one['arm']} on {one['split']} task {one['index']}, seed {one['seed']}, runs {one['runs']}"
         found += [f"{where}: {k} {one.get(k)!r}, now {two.get(k)!r}" for k in exact if one.get(k) != two.get(k)]

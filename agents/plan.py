@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lepton_rl.agents.arms import TunerArm, closest, find_arm
-from lepton_rl.agents.cells import Cell, Place, Row
+from lepton_rl.agents.cells import Cell, Place, Row, pupil
+from lepton_rl.agents.rows import policy_mark
 from lepton_rl.agents.tuner import STARTUP_TRIALS, OptunaTuner
+from lepton_rl.artifact import SHIPPED, TUNED_DEFAULT, PolicyArtifact, load_policy, shipped_policy_path
 from lepton_rl.datasets import OWN_SPLIT, splits_of
 from lepton_rl.errors import InputError
+
+ALL = "all"
+LEARNED = ("train", "validation")  # no place to report from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +44,15 @@ class BenchmarkConfig:
     runs: tuple[int, ...] = (1, 2, 4, 8)
     """After how many runs a tuner is measured; other arms run once."""
     splits: tuple[str, ...] = ("held-out-tasks", "held-out-shifts")
-    """Parts of the suite, reported apart; the suite folders has one, own, and it is always taken."""
+    """Parts of the suite, reported apart; all = every held-out one. The suite folders has one, own, always taken."""
     tasks: int = 5
     """Tasks of each split."""
     seeds: int = 2
     """Repetitions of each task, with other batches."""
     regime: Literal["both", "few-label", "label-free"] = "both"
     """Label regime of all tasks; both = each task's own."""
-    policy: str = "lepton-v1"
-    """The policy under test: lepton-v1, tuned-default or the path of a policy file."""
+    policy: tuple[str, ...] = ("lepton-v1",)
+    """The policies under test, as a rule one training with several seeds: lepton-v1, tuned-default or policy files."""
     workers: int = 0
     """Processes; 0 = one per core. The rows do not depend on it."""
     out: Path = Path("runs/benchmark")
@@ -72,10 +77,9 @@ def plan(config: BenchmarkConfig) -> list[Cell]:
     """
     _check(config)
     arms = {name: find_arm(name) for name in config.arms}
-    for name, arm in arms.items():
+    for arm in arms.values():
         arm.check()
-        if arm.needs_policy:
-            find_arm(name, config.policy)  # a missing policy is told before any work is done
+    marks = tuple(policies(config))
     order = sorted(arms, key=lambda name: not isinstance(arms[name], TunerArm))
     places = [
         Place(split=split, index=index, seed=seed)
@@ -83,11 +87,34 @@ def plan(config: BenchmarkConfig) -> list[Cell]:
         for index in range(config.tasks)
         for seed in range(config.seeds)
     ]
-    return [Cell(place=place, arm=arm) for arm in order for place in places]
+    return [
+        Cell(place=place, arm=name, policy=policy)
+        for name in order
+        for policy in (marks if arms[name].needs_policy else ("",))
+        for place in places
+    ]
+
+
+def policies(config: BenchmarkConfig) -> dict[str, str]:
+    """Return names or paths of the policies under test by their marks in the rows; none if no arm runs one.
+
+    Raises:
+        InputError: If one is missing, damaged, or given twice.
+    """
+    if not any(find_arm(name).needs_policy for name in config.arms):
+        return {}
+    found: dict[str, str] = {}
+    for named in config.policy:
+        load_policy(named)  # what is wrong with it is told before any work is done
+        mark = policy_mark(named)
+        if mark in found:
+            raise InputError(f"policy {named!r} is the same as {found[mark]!r}: expected each once; mend --policy")
+        found[mark] = named
+    return found
 
 
 def _check(config: BenchmarkConfig) -> None:
-    for name in ("arms", "runs", "splits"):
+    for name in ("arms", "runs", "splits", "policy"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise InputError(f"{name} {values} is empty or repeats itself: expected each once; mend --{name}")
@@ -104,12 +131,16 @@ def _check(config: BenchmarkConfig) -> None:
     known = splits_of(config.suite)
     for split in splits(config):
         if split not in known:
-            raise InputError(f"split {split!r} is unknown: {closest(split, list(known))}")
+            raise InputError(f"split {split!r} is unknown: {closest(split, [*known, ALL])}")
 
 
 def splits(config: BenchmarkConfig) -> tuple[str, ...]:
     """Return the splits that are compared on."""
-    return (OWN_SPLIT,) if config.suite == "folders" else config.splits
+    if config.suite == "folders":
+        return (OWN_SPLIT,)
+    if ALL in config.splits:
+        return tuple(split for split in splits_of(config.suite) if split not in LEARNED)
+    return config.splits
 
 
 def place_of(row: Row) -> Place:
@@ -117,9 +148,24 @@ def place_of(row: Row) -> Place:
     return Place(split=row["split"], index=row["index"], seed=row["seed"])
 
 
+def cell_of(row: Row) -> Cell:
+    """Return the cell that a row belongs to.
+
+    Raises:
+        InputError: If the row does not say.
+    """
+    missing = [key for key in ("split", "index", "seed", "arm", "policy", "runs") if key not in row]
+    if missing:
+        raise InputError(
+            f"a row has no field {missing[0]!r} ({str(row)[:60]}): expected rows as `lepton benchmark` writes them; "
+            "remove its line from rows.jsonl to have its cell made again"
+        )
+    return Cell(place=place_of(row), arm=row["arm"], policy=row["policy"] or "")
+
+
 def row_order(row: Row) -> tuple[Any, ...]:
     """Sort rows in an order that does not depend on which cell was finished first."""
-    return row["split"], row["index"], row["seed"], row["arm"], row["runs"]
+    return row["split"], row["index"], row["seed"], row["arm"], row["policy"] or "", row["runs"]
 
 
 def finished(rows: Iterable[Row], cells: Iterable[Cell], config: BenchmarkConfig) -> dict[Cell, list[Row]]:
@@ -130,7 +176,7 @@ def finished(rows: Iterable[Row], cells: Iterable[Cell], config: BenchmarkConfig
     """
     found: dict[Cell, list[Row]] = {}
     for row in rows:
-        found.setdefault(Cell(place=place_of(row), arm=row["arm"]), []).append(row)
+        found.setdefault(cell_of(row), []).append(row)
     tuned = {name for name in config.arms if isinstance(find_arm(name), TunerArm)}
     planned = set(cells)
     complete = {}
@@ -140,8 +186,8 @@ def finished(rows: Iterable[Row], cells: Iterable[Cell], config: BenchmarkConfig
         if cell not in planned or not set(made) <= set(wanted):
             where = f"{cell.place.split} task {cell.place.index}, seed {cell.place.seed}"
             raise InputError(
-                f"{config.out / 'rows.jsonl'} holds rows of {cell.arm!r} on {where}, runs {made}: expected "
-                "only what is asked for, as a benchmark may grow but not shrink; ask for them too, or choose "
+                f"{config.out / 'rows.jsonl'} holds rows of {pupil(cell.arm, cell.policy)!r} on {where}, runs {made}: "
+                "expected only what is asked for, as a benchmark may grow but not shrink; ask for them too, or choose "
                 "another --out"
             )
         if made == wanted:
@@ -154,6 +200,7 @@ def described(config: BenchmarkConfig) -> dict[str, Any]:
     arms = {name: find_arm(name) for name in config.arms}
     told = {name: arm.describe() for name, arm in arms.items()}
     return {
+        "policies": {mark: _told(named) for mark, named in policies(config).items()},
         "sources": {name: arm.source for name, arm in arms.items()},
         "tuners": {name: about for name, about in told.items() if about},
         "paired": "per task and seed all arms and all trials of a tuner share weights, splits and batches",
@@ -161,11 +208,19 @@ def described(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
+def _told(named: str) -> dict[str, Any]:
+    """Return what the manifest says about a policy: its name, and the card of its file."""
+    if named == TUNED_DEFAULT:
+        return {"name": named, "card": {}}
+    path = shipped_policy_path() if named == SHIPPED else Path(named)
+    return {"name": named if named == SHIPPED else path.name, "card": PolicyArtifact.load(path).card}
+
+
 def notes(config: BenchmarkConfig) -> list[str]:
     """Return what a reader of the summary must know."""
     early = ", ".join(str(runs) for runs in sorted(config.runs) if runs <= STARTUP_TRIALS)
     arms = [arm for arm in map(find_arm, config.arms) if isinstance(arm, OptunaTuner)]
-    found = []
+    found = [f"{split}: policies are trained or chosen on these tasks" for split in splits(config) if split in LEARNED]
     for sampler, called in (("tpe", "TPE"), ("gp", "GP")):
         names = [arm.name for arm in arms if arm.sampler == sampler]
         if early and names:

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 import torch
 
-from lepton_rl.agents.crew import TRIES, Done, Handler, Lazy, attempt
+from lepton_rl.agents.crew import CHECK_SECONDS, TRIES, Done, Handler, Lazy, attempt, go_on
 from lepton_rl.errors import InputError
+from lepton_rl.stopping import handlers_kept
 
 
 class _Hand:
@@ -35,12 +36,15 @@ class RayCrew:
         workers: Number of actors; 0 = one per core of the cluster.
         start: As in `Crew`.
         address: Of the cluster: host:port, `auto`, or `local` for one that lives as long as this context.
+        check: As in `Crew`.
 
     Raises:
         InputError: If Ray is not installed, or there is no cluster at the address.
     """
 
-    def __init__(self, workers: int, start: Callable[[], Handler], address: str) -> None:
+    def __init__(
+        self, workers: int, start: Callable[[], Handler], address: str, check: Callable[[], None] = go_on
+    ) -> None:
         try:
             ray = importlib.import_module("ray")
         except ImportError:
@@ -48,13 +52,15 @@ class RayCrew:
                 f"address {address!r} needs Ray, which is not installed: expected `pip install lepton_rl[ray]`"
             ) from None
         self._ray, self._start, self._address, self._size = ray, start, address, workers
+        self._check = check
 
     def __enter__(self) -> Self:
         """Join the cluster."""
         self._joined = not self._ray.is_initialized()
         if self._joined:
             try:
-                self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+                with handlers_kept():
+                    self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:120]
                 raise InputError(
@@ -82,7 +88,11 @@ class RayCrew:
             while waiting and hands:
                 hand, job = hands.pop(), waiting.popleft()
                 under_way[hand.do.remote(job)] = (hand, job)
-            [ready], _ = self._ray.wait(list(under_way), num_returns=1)
+            self._check()
+            finished, _ = self._ray.wait(list(under_way), num_returns=1, timeout=CHECK_SECONDS)
+            if not finished:
+                continue
+            [ready] = finished
             hand, job = under_way.pop(ready)
             try:
                 done: Done = self._ray.get(ready)

@@ -16,7 +16,7 @@ from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions
 
 Row = dict[str, Any]
-FORMAT = 2  # raise when the meaning of a row changes, so that old rows are not mixed with new ones
+FORMAT = 3  # raise when the meaning of a row changes, so that old rows are not mixed with new ones
 SYNC_SECONDS = 1.0  # waiting for the disk after every cell would cost thousands of quick ones half of their time
 
 
@@ -90,14 +90,13 @@ def _line(row: Row) -> bytes:
     return json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
-def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None, data: str | None = None) -> dict[str, Any]:
+def fingerprint(*, suite: str, regime: str, seed: int, data: str | None = None) -> dict[str, Any]:
     """Return what every row of a file must have in common; arms, tasks, seeds and runs may be added to it.
 
     Args:
         suite: Name of the suite.
         regime: Label regime asked for.
         seed: Of the benchmark.
-        policy: Name or path of the policy under test; None if no arm runs it.
         data: Hash of the suite's files; None if it has none.
     """
     found = versions()
@@ -106,7 +105,6 @@ def fingerprint(*, suite: str, regime: str, seed: int, policy: str | None, data:
         "suite": suite,
         "regime": regime,
         "seed": seed,
-        "policy": None if policy is None else _policy_hash(policy),
         "data": data,
         "defaults": _defaults_hash(),
         **{name: found.get(name) for name in ("lepton_rl", "torch", "numpy", "optuna")},
@@ -127,15 +125,16 @@ def _found(content: bytes) -> dict[str, Any]:
     return {key: found.get(key) for key in ("settings", "actions")}
 
 
-def _policy_hash(policy: str) -> str:
+def policy_mark(policy: str) -> str:
+    """Return what rows call a policy: the hash of its file."""
     if policy == TUNED_DEFAULT:
         return policy
     path = shipped_policy_path() if policy == SHIPPED else Path(policy)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
-    """Check that a folder is new or holds rows of the same benchmark, and return the common fingerprint.
+def check_joins(folder: Path, mine: Mapping[str, Any]) -> None:
+    """Check that a folder is new or holds rows of the same benchmark.
 
     Raises:
         InputError: If it holds something else.
@@ -147,7 +146,7 @@ def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
                 f"out {str(folder)!r} is not the output of a benchmark: expected a new or empty folder, or "
                 "one with its manifest.json; choose another --out"
             )
-        return mine
+        return
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         theirs = content["fingerprint"]
@@ -156,8 +155,6 @@ def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{manifest} is not a benchmark's: expected a fingerprint of its rows; choose another --out"
         ) from None
-    if "policy" in differing and None in (theirs["policy"], mine["policy"]):
-        differing.remove("policy")  # an arm that runs a policy joins rows that have none, or the other way round
     if differing:
         key = differing[0]
         raise InputError(
@@ -165,7 +162,6 @@ def joined(folder: Path, mine: dict[str, Any]) -> dict[str, Any]:
             "rows of one benchmark only; choose another --out, or repeat the arguments and versions in its "
             "manifest.json"
         )
-    return {**mine, "policy": mine["policy"] or theirs["policy"]}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lepton_rl.agents.comparison import paired_difference, task_of
 from lepton_rl.agents.estimates import (
     Scores,
     bootstrap_interval,
@@ -15,6 +16,7 @@ from lepton_rl.agents.estimates import (
     optimality_gap,
     performance_profile,
     probability_of_improvement,
+    profile_band,
     runs_to_match,
 )
 from lepton_rl.errors import InputError
@@ -30,6 +32,7 @@ __all__ = [
     "optimality_gap",
     "performance_profile",
     "probability_of_improvement",
+    "profile_band",
     "runs_to_match",
     "summarise",
 ]
@@ -72,9 +75,10 @@ def summarise(rows: Sequence[Row], *, goal: str = "policy", resamples: int = 100
         seed: seed of the bootstrap.
 
     Returns:
-        `arms` (per arm, at its largest number of runs, and `by_runs`), `runs_to_match`, `negative_transfer`,
-        `improvement` (probability that `goal` beats the arm), `profiles`, `cells`, `left_out`, and `groups`: the
-        same for every regime and split.
+        `arms` (per arm, at its largest number of runs, and `by_runs`), `runs_to_match`, `negative_transfer` (share
+        of tasks, means over seeds), `improvement` (probability that `goal` beats the arm), `differences` (of `goal`
+        and the arm, paired), `policies` (of `goal`, where there are several), `profiles`, `cells`, `left_out`, and
+        `groups`: the same for every regime and split.
 
     Raises:
         InputError: when there are no rows, a field is missing, or a value is not a finite number.
@@ -108,6 +112,8 @@ def _summarise(rows: Sequence[Row], goal: str, resamples: int, seed: int) -> Sum
         "runs_to_match": _match(by_arm, goal, resamples, seed),
         "negative_transfer": {arm: entry["negative_transfer"] for arm, entry in arms.items()},
         "improvement": _improvement(by_arm, goal),
+        "differences": _differences(by_arm, goal, resamples, seed),
+        "policies": _policies(by_arm.get(goal, {}), resamples, seed),
         "profiles": _profiles(by_arm),
         "cells": len(one_per_cell),
         "left_out": int(np.isnan(_scores(one_per_cell)).sum()),
@@ -118,7 +124,8 @@ def _cell_summary(rows: Sequence[Row], resamples: int, rng: np.random.Generator)
     accuracy = _column(rows, "accuracy")
     every = _scores(rows)
     kept = ~np.isnan(every)
-    scores, tasks = every[kept], [_task(row) for row, keep in zip(rows, kept, strict=True) if keep]
+    counted = [row for row, keep in zip(rows, kept, strict=True) if keep]
+    scores, tasks, policies = every[kept], [task_of(row) for row in counted], [_policy(row) for row in counted]
     summary: Summary = {
         "iqm": None,
         "ci": [None, None],
@@ -126,7 +133,7 @@ def _cell_summary(rows: Sequence[Row], resamples: int, rng: np.random.Generator)
         "median": None,
         "optimality_gap": None,
         "mean_accuracy": float(accuracy.mean()),
-        "negative_transfer": float(np.mean(accuracy < _column(rows, "source_only") - HARM)),
+        "negative_transfer": _harmed(rows, accuracy - _column(rows, "source_only")),
         "worst": float((accuracy - _column(rows, "source_only")).min()),
         "steps": float(_column(rows, "steps").mean()),
         "seconds": float(_column(rows, "seconds").mean()),
@@ -135,11 +142,19 @@ def _cell_summary(rows: Sequence[Row], resamples: int, rng: np.random.Generator)
     }
     if scores.size:
         summary["iqm"] = iqm(scores)
-        summary["ci"] = list(bootstrap_interval(scores, tasks, rng=rng, resamples=resamples))
+        summary["ci"] = list(bootstrap_interval(scores, tasks, groups=policies, rng=rng, resamples=resamples))
         summary["mean"] = mean(scores)
         summary["median"] = median(scores)
         summary["optimality_gap"] = optimality_gap(scores)
     return summary
+
+
+def _harmed(rows: Sequence[Row], gained: Scores) -> float:
+    """Return the share of tasks on which the mean over seeds and policies is more than a point below source-only."""
+    by_task: dict[object, list[float]] = {}
+    for row, one in zip(rows, gained, strict=True):
+        by_task.setdefault(task_of(row), []).append(float(one))
+    return float(np.mean([np.mean(values) < -HARM for values in by_task.values()]))
 
 
 def _match(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str, resamples: int, seed: int) -> Summary:
@@ -162,12 +177,41 @@ def _match(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str, resampl
 
 def _profiles(by_arm: Mapping[str, Mapping[int, Sequence[Row]]]) -> Summary:
     """Give the share of cells whose score is above each threshold, of every arm at its largest number of runs."""
-    shares = {}
+    shares, bands = {}, {}
     for arm, by_runs in by_arm.items():
-        scores = _scores(by_runs[max(by_runs)])
-        if not np.isnan(scores).all():
-            shares[arm] = [float(share) for share in performance_profile(scores[~np.isnan(scores)], THRESHOLDS)]
-    return {"thresholds": list(THRESHOLDS), "arms": shares}
+        rows = by_runs[max(by_runs)]
+        scores = _scores(rows)
+        kept = ~np.isnan(scores)
+        if kept.any():
+            tasks = [task_of(row) for row, keep in zip(rows, kept, strict=True) if keep]
+            shares[arm] = performance_profile(scores[kept], THRESHOLDS).tolist()
+            bands[arm] = [end.tolist() for end in profile_band(scores[kept], THRESHOLDS, tasks)]
+    return {"thresholds": list(THRESHOLDS), "arms": shares, "bands": bands}
+
+
+def _differences(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str, resamples: int, seed: int) -> Summary:
+    """Compare the goal's single run to each arm at its largest number of runs, cell by cell."""
+    if goal not in by_arm:
+        return {}
+    ours = by_arm[goal][min(by_arm[goal])]
+    found: Summary = {}
+    for arm, by_runs in by_arm.items():
+        rng = np.random.default_rng([seed, zlib.crc32(f"difference {arm}".encode())])
+        one = paired_difference(ours, by_runs[max(by_runs)], rng, resamples) if arm != goal else {}
+        if one:
+            found[arm] = one | {"runs": max(by_runs)}
+    return found
+
+
+def _policies(by_runs: Mapping[int, Sequence[Row]], resamples: int, seed: int) -> Summary:
+    """Summarise the goal's policies apart, where there are several."""
+    by_policy: dict[str, list[Row]] = {}
+    for row in by_runs[min(by_runs)] if by_runs else ():
+        by_policy.setdefault(_policy(row), []).append(row)
+    if len(by_policy) < 2:
+        return {}
+    rngs = {policy: np.random.default_rng([seed, zlib.crc32(policy.encode())]) for policy in by_policy}
+    return {policy: _cell_summary(rows, resamples, rngs[policy]) for policy, rows in sorted(by_policy.items())}
 
 
 def _improvement(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -> Summary:
@@ -178,7 +222,7 @@ def _improvement(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -
     result: Summary = {}
     for arm, by_runs in by_arm.items():
         theirs = by_runs[max(by_runs)]
-        left, right = [_task(row) for row in ours], [_task(row) for row in theirs]
+        left, right = [task_of(row) for row in ours], [task_of(row) for row in theirs]
         if arm != goal and set(left) & set(right):
             result[arm] = probability_of_improvement(
                 _column(ours, "accuracy"), _column(theirs, "accuracy"), left, right
@@ -189,7 +233,7 @@ def _improvement(by_arm: Mapping[str, Mapping[int, Sequence[Row]]], goal: str) -
 def _mean_by_task(rows: Sequence[Row]) -> dict[object, float]:
     groups: dict[object, list[float]] = {}
     for row, accuracy in zip(rows, _column(rows, "accuracy"), strict=True):
-        groups.setdefault(_task(row), []).append(float(accuracy))
+        groups.setdefault(task_of(row), []).append(float(accuracy))
     return {task: float(np.mean(values)) for task, values in groups.items()}
 
 
@@ -212,12 +256,12 @@ def _runs(row: Row) -> int:
     return value if type(value) is int else int(_number(row, "runs"))
 
 
-def _task(row: Row) -> tuple[str, str, str]:
-    return str(row["regime"]), str(row["split"]), str(row["task"])
+def _policy(row: Row) -> str:
+    return str(row.get("policy") or "")
 
 
 def _cell(row: Row) -> tuple[str, str, str, str]:
-    return (*_task(row), str(row["seed"]))
+    return (*task_of(row), str(row["seed"]))
 
 
 def _number(row: Row, field: str) -> float:

@@ -216,7 +216,7 @@ def _demo(config: DemoConfig, argv: list[str]) -> None:
             splits=(demo.SPLIT,),
             tasks=config.tasks,
             seeds=1,
-            policy=config.policy,
+            policy=(config.policy,),
             workers=config.workers,
             out=config.out,
         )

@@ -64,6 +64,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back what handles stop signals when a library has put its own in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
 def signals_held_back() -> Iterator[None]:
     """Start processes that no stop signal and no Ctrl-C ends: they leave when their pipe closes.
 

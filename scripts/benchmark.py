@@ -1,20 +1,8 @@
-"""Compare arms on held-out tasks; the same as `lepton benchmark`."""
+"""Compare arms on held-out tasks: the same as `lepton benchmark`."""
 
 import sys
 
-import tyro
-
-from lepton_rl.agents.benchmark import BenchmarkConfig, CellsFailed, benchmark, summary_table
-from lepton_rl.errors import InputError
+from lepton_rl.cli import main
 
 if __name__ == "__main__":
-    config = tyro.cli(BenchmarkConfig)
-    try:
-        print(summary_table(benchmark(config)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except CellsFailed as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    print(f"report: {config.out / 'report.html'}")
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

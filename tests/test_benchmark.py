@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +22,23 @@ from lepton_rl.agents import cells as cells_module
 from lepton_rl.agents.arms import SingleArm, arm_names, find_arm, register, replayed, unregister
 from lepton_rl.agents.benchmark import BenchmarkConfig, CellsFailed, benchmark, summary_table
 from lepton_rl.agents.cells import Bench, Cell, Place, supervised_accuracy
-from lepton_rl.agents.plan import plan, row_order
+from lepton_rl.agents.plan import notes, plan, row_order
+from lepton_rl.agents.rows import policy_mark
 from lepton_rl.agents.statistics import FIELDS
+from lepton_rl.artifact import PolicyArtifact
+from lepton_rl.controls import ACTION_SIZES
 from lepton_rl.errors import InputError
+from lepton_rl.policy import NetworkPolicy
 from lepton_rl.rollout import RunResult
+from lepton_rl.signals import SIGNALS
+from lepton_rl.stopping import Stopped
 from lepton_rl.task import AdaptationTask, HiddenTask, VisibleTask
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_FILES = ("tuned-default-per-regime", "tuned-schedule")  # one run of the static or the scheduled kind
 ARMS = ("source-only", "tuned-default", "tpe", "policy")
 IMAGES = 40
+POLICIES = {"tuned-default": "tuned-default"}
 
 
 class TinySuite:
@@ -78,7 +87,7 @@ def hasty_suite_with_deadly_arms():
 
 
 def configure(out, **changes):
-    words = {"arms": ARMS, "runs": (1, 2), "tasks": 2, "seeds": 1, "policy": "tuned-default", "workers": 1}
+    words = {"arms": ARMS, "runs": (1, 2), "tasks": 2, "seeds": 1, "policy": ("tuned-default",), "workers": 1}
     return BenchmarkConfig(**{**words, "out": out, **changes})
 
 
@@ -88,7 +97,7 @@ def rows_of(out, *left_out):
 
 
 def bench(**changes):
-    words = {"make_suite": TinySuite, "regime": None, "seed": 0, "runs": (1, 2), "policy": "tuned-default"}
+    words = {"make_suite": TinySuite, "regime": None, "seed": 0, "runs": (1, 2), "policies": POLICIES}
     return Bench(**{**words, **changes})
 
 
@@ -154,6 +163,7 @@ def test_rows_agree_with_each_other(finished):
     out, _ = finished
     by_arm = {}
     for row in rows_of(out, "seconds"):
+        assert row.pop("policy") == ("tuned-default" if row["arm"] == "policy" else None)
         by_arm.setdefault(row.pop("arm"), []).append(row)
     assert by_arm["policy"] == by_arm["tuned-default"]
     assert all(row["accuracy"] == row["source_only"] for row in by_arm["source-only"])
@@ -228,9 +238,9 @@ def test_rows_of_two_benchmarks_are_never_mixed(finished, change, told):
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_rows_of_two_versions_or_policies_are_never_mixed(finished, tmp_path):
+def test_rows_of_two_versions_are_never_mixed(finished, tmp_path):
     out, _ = finished
-    for key, value in (("lepton_rl", "0.0.9"), ("policy", "0123456789abcdef"), ("format", 0)):
+    for key, value in (("lepton_rl", "0.0.9"), ("torch", "2.0"), ("format", 2)):
         mine = tmp_path / key
         mine.mkdir()
         manifest = json.loads((out / "manifest.json").read_text())
@@ -238,6 +248,97 @@ def test_rows_of_two_versions_or_policies_are_never_mixed(finished, tmp_path):
         (mine / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(InputError, match=f"{key} {value!r}, now"):
             benchmark(configure(mine), TinySuite)
+
+
+def policy_file(path, rate):
+    """A network whose answers depend on its weights, and so on the rate that it was drawn with."""
+    rng = torch.Generator().manual_seed(int(rate * 1e6))
+    widths = (len(SIGNALS), 4, sum(ACTION_SIZES))
+    layers = tuple(
+        (torch.randn(out, into, generator=rng), torch.randn(out, generator=rng)) for into, out in pairwise(widths)
+    )
+    network = NetworkPolicy(mean=torch.zeros(widths[0]), std=torch.ones(widths[0]), layers=layers)
+    PolicyArtifact(policy=network, card={"name": path.stem}).save(path)
+    return str(path)
+
+
+def test_several_policies_have_rows_of_their_own_and_others_run_once(tmp_path):
+    one, two = (policy_file(tmp_path / f"{name}.safetensors", rate) for name, rate in (("one", 1e-3), ("two", 2e-3)))
+    arms = ("tuned-default", "policy", "policy-replayed")
+    config = configure(tmp_path / "out", arms=arms, policy=(one,), splits=("held-out-tasks",))
+    benchmark(config, TinySuite)
+    alone = rows_of(config.out, "seconds")
+    summary = benchmark(dataclasses.replace(config, policy=(one, two)), TinySuite)
+    rows = rows_of(config.out, "seconds")
+    marks = {policy_mark(path) for path in (one, two)}
+    assert {row["policy"] for row in rows if row["arm"] == "policy"} == marks
+    assert {row["policy"] for row in rows if row["arm"] == "tuned-default"} == {None}
+    assert [row for row in rows if row["policy"] in (None, policy_mark(one))] == alone
+    assert set(summary["policies"]) == marks
+    lessons = json.loads((config.out / "lessons.json").read_text())
+    assert set(lessons) == {f"policy-replayed {mark}" for mark in marks}
+    assert lessons[f"policy-replayed {policy_mark(one)}"] != lessons[f"policy-replayed {policy_mark(two)}"]
+    named = json.loads((config.out / "manifest.json").read_text())["policies"]
+    assert named[policy_mark(two)] == {"name": "two.safetensors", "card": {"name": "two"}}
+    with pytest.raises(InputError, match=r"holds rows of 'policy.*may grow but not shrink"):
+        benchmark(dataclasses.replace(config, policy=(two,)), TinySuite)
+    same = tmp_path / "same.safetensors"
+    same.write_bytes(Path(one).read_bytes())
+    with pytest.raises(InputError, match=r"same\.safetensors' is the same as .*one\.safetensors"):
+        benchmark(dataclasses.replace(config, policy=(one, str(same)), out=tmp_path / "x"), TinySuite)
+
+
+def test_all_means_every_held_out_part(tmp_path):
+    held_out = ["held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget"]
+    cells = plan(configure(tmp_path, splits=("all",), tasks=1, arms=("adabn",)))
+    assert [cell.place.split for cell in cells] == held_out
+    cells = plan(configure(tmp_path, splits=("all",), tasks=1, arms=("adabn",), suite="data"))
+    assert [cell.place.split for cell in cells] == [*held_out, "held-out-datasets"]
+    [told] = notes(configure(tmp_path, splits=("validation",), arms=("adabn",)))
+    assert told == "validation: policies are trained or chosen on these tasks"
+
+
+class Slow(SingleArm):
+    """Asks its own benchmark to leave on task 1, unless it did before."""
+
+    def single(self, task, seed):
+        if task.name.endswith("/1") and self.name not in ASKED:
+            ASKED.append(self.name)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return find_arm("source-only").single(task, seed)
+
+
+ASKED = []
+
+
+def test_a_signal_ends_a_benchmark_which_then_goes_on(tmp_path):
+    register(Slow(name="slow", source="a test"))
+    config = configure(tmp_path / "out", arms=("slow",), splits=("held-out-tasks",), tasks=4)
+    try:
+        with pytest.raises(Stopped, match="stopped by SIGTERM after the cells that are finished: it is saved"):
+            benchmark(config, TinySuite)
+        assert [row["index"] for row in rows_of(config.out)] == [0, 1]
+        benchmark(config, TinySuite)
+    finally:
+        unregister("slow")
+        ASKED.clear()
+    assert [row["index"] for row in rows_of(config.out)] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_costs_the_cells_at_hand_and_the_exit_code_is_75(tmp_path):
+    words = "benchmark --arms source-only adabn tpe --runs 1 64 --tasks 2 --seeds 1 --splits held-out-tasks --workers 2"
+    command = [sys.executable, "-m", "lepton_rl.cli", *words.split(), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
+    ends = time.monotonic() + 100
+    while not list((tmp_path / "out" / "optuna").glob("tpe*")) and time.monotonic() < ends:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGUSR2)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 75, told
+    assert "stopped by SIGUSR2" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
@@ -253,6 +354,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 def test_a_line_damaged_in_the_middle_is_named(finished, tmp_path):
     out, _ = finished
     (tmp_path / "manifest.json").write_bytes((out / "manifest.json").read_bytes())
+    (tmp_path / "rows.jsonl").write_bytes(b'{"arm": "policy"}\n' + (out / "rows.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"a row has no field 'split'.*remove its line from rows\.jsonl"):
+        benchmark(configure(tmp_path), TinySuite)
     (tmp_path / "rows.jsonl").write_bytes(b"{}x\n" + (out / "rows.jsonl").read_bytes())
     with pytest.raises(InputError, match=r"rows\.jsonl, line 1 is damaged"):
         benchmark(configure(tmp_path), TinySuite)
@@ -280,7 +384,7 @@ def test_hidden_labels_change_nothing_but_the_report(name, index, monkeypatch):
         for part in [getattr(honest.hidden, field)]
     }
     hidden = HiddenTask(**rotated, target_train_labels=(honest.hidden.target_train_labels + 1) % 3)
-    cell = Cell(place=place(index), arm=name)
+    cell = Cell(place=place(index), arm=name, policy="tuned-default" * find_arm(name).needs_policy)
     one = bench().rows(cell, honest)
     two = bench().rows(cell, dataclasses.replace(honest, hidden=hidden))
     half = len(chosen) // 2
@@ -367,7 +471,8 @@ def test_the_upper_bound_reads_the_hidden_labels_and_learns_from_them():
         ({"tasks": 0}, "tasks 0 is out of range"),
         ({"workers": -1}, "workers -1 is negative"),
         ({"regime": "few"}, "regime 'few' is unknown"),
-        ({"policy": "nothing.safetensors"}, "'nothing.safetensors' does not exist"),
+        ({"policy": ()}, "policy .* is empty"),
+        ({"policy": ("nothing.safetensors",)}, "'nothing.safetensors' does not exist"),
     ],
 )
 def test_bad_arguments_are_told_in_one_line_before_anything_is_written(tmp_path, change, told):
@@ -481,7 +586,7 @@ def test_the_script_is_a_thin_door(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py")]
     done = subprocess.run([*command, "--arms", "tpee"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("arm 'tpee' is unknown: did you mean 'tpe'?")
+    assert done.stderr.startswith("lepton: error: arm 'tpee' is unknown: did you mean 'tpe'?")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

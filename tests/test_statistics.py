@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_rl.agents import estimates, statistics
+from lepton_rl.agents.comparison import paired_difference
 from lepton_rl.errors import InputError
 
 SCORES = st.lists(st.floats(-2, 2, allow_nan=False).map(lambda x: round(x, 6)), min_size=1, max_size=40)
@@ -175,6 +176,79 @@ def test_interval_agrees_with_a_bootstrap_that_sorts_every_sample():
     draws = [[rng.choice(task, 7) for task in scores] for _ in range(4000)]
     middle = np.sort(np.reshape(draws, (4000, 42)), axis=-1)[:, 10:32].mean(axis=-1)
     assert [low, high] == pytest.approx(np.quantile(middle, [0.025, 0.975]), abs=0.03)
+
+
+def test_policies_are_drawn_for_all_tasks_at_once():
+    """A good and a bad policy on 20 tasks: drawn anew for each task they would hide each other."""
+    scores, tasks = [1.0, 0.0] * 20, [task for task in range(20) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    apart = statistics.bootstrap_interval(scores, tasks, groups=["good", "bad"] * 20, rng=rng, trim=0.0)
+    assert apart == (0.0, 1.0)  # both drawn the same: one time in four each
+    low, high = statistics.bootstrap_interval(scores, tasks, rng=rng, trim=0.0)
+    assert 0.3 < low < high < 0.7
+
+
+def test_one_policy_changes_nothing_and_a_missing_cell_does_no_harm():
+    scores, tasks = np.linspace(0, 1, 12), [0, 0, 0, 1, 1, 1] * 2
+    one = statistics.bootstrap_interval(scores, tasks, groups=["a"] * 12, rng=np.random.default_rng(0))
+    assert one == statistics.bootstrap_interval(scores, tasks, rng=np.random.default_rng(0))
+    groups = ["a", "b", "a", "a", "a", "a"] * 2  # task 1 has no cell of policy b
+    low, high = statistics.bootstrap_interval(scores, tasks, groups=groups, rng=np.random.default_rng(0))
+    assert 0 <= low < statistics.iqm(scores) < high <= 1
+
+
+def test_bands_of_profiles_are_sums_of_binomials():
+    # Above 0.5: 1 of 2 in task a, 2 of 2 in b: share 0.75, variance (1 * 0.5) / 16.
+    low, high = statistics.profile_band([0, 1, 1, 1], [0.5, 2], ["a", "a", "b", "b"])
+    assert low == pytest.approx([0.75 - 1.96 * np.sqrt(0.5) / 4, 0])
+    assert high == pytest.approx([1, 0])
+    low, _ = statistics.profile_band([0, 1, 1, 1], [0.5], list("abcd"))  # single cells: one stratum of four
+    assert low == pytest.approx([0.75 - 1.96 * np.sqrt(4 * 0.75 * 0.25) / 4])
+
+
+def test_paired_differences_by_hand():
+    ours = [row(task=t, seed=s, accuracy=a) for t, s, a in (("a", 0, 0.7), ("a", 1, 0.8), ("b", 0, 0.5), ("c", 0, 0.9))]
+    theirs = [row(task=t, seed=s, accuracy=a) for t, s, a in (("a", 0, 0.6), ("a", 1, 0.8), ("b", 0, 0.6))]
+    found = paired_difference(ours, theirs, np.random.default_rng(0))
+    assert found["mean"] == pytest.approx((0.05 - 0.1) / 2)  # seeds first, then tasks; c has no partner
+    assert (found["tasks"], found["won"], found["lost"], found["tied"]) == (2, 1, 1, 0)
+    assert found["ci"] == pytest.approx([-0.1, 0.05])
+    assert found["verdict"] == "not apart"
+    assert paired_difference(ours[3:], theirs, np.random.default_rng(0)) == {}
+    assert paired_difference(ours[:1], theirs, np.random.default_rng(0))["ci"] == [None, None]
+
+
+def test_a_difference_on_every_task_is_apart_and_policies_are_paired_with_themselves():
+    ours = [row(task=str(t), policy=p, accuracy=0.7 + 0.01 * (p == "q")) for t in range(6) for p in "pq"]
+    same = [row(task=str(t), policy=p, accuracy=0.6 + 0.01 * (p == "q")) for t in range(6) for p in "pq"]
+    found = paired_difference(ours, same, np.random.default_rng(0))
+    assert (found["mean"], found["verdict"]) == (pytest.approx(0.1), "above")
+    assert found["ci"] == pytest.approx([0.1, 0.1])
+    default = [row(task=str(t), policy=None, accuracy=0.75) for t in range(6)]
+    found = paired_difference(ours, default, np.random.default_rng(0))
+    assert (found["mean"], found["verdict"], found["lost"]) == (pytest.approx(-0.045), "below", 6)
+    assert found["ci"] == pytest.approx([-0.05, -0.04])  # which policies are drawn
+
+
+def test_several_policies_are_summarised_together_and_apart():
+    rows = [row(task=t, policy=p, accuracy=a) for t in "ab" for p, a in (("p", 0.7), ("q", 0.9))]
+    rows += [row(arm="tuned-default", task=t, policy=None, accuracy=0.6) for t in "ab"]
+    summary = statistics.summarise(rows)
+    assert summary["arms"]["policy"]["iqm"] == pytest.approx(0.75)
+    assert summary["arms"]["policy"]["ci"] == pytest.approx([0.5, 1.0])
+    assert {p: one["iqm"] for p, one in summary["policies"].items()} == {
+        "p": pytest.approx(0.5),
+        "q": pytest.approx(1.0),
+    }
+    assert summary["differences"]["tuned-default"]["mean"] == pytest.approx(0.2)
+    assert summary["cells"] == 2
+
+
+def test_harm_is_counted_by_task_on_the_mean_over_its_seeds():
+    rows = [
+        row(task=t, seed=s, accuracy=a) for t, s, a in (("a", 0, 0.4), ("a", 1, 0.7), ("b", 0, 0.4), ("b", 1, 0.55))
+    ]
+    assert statistics.summarise(rows)["negative_transfer"] == {"policy": 0.5}  # means 0.55 and 0.475, source-only 0.5
 
 
 @given(SCORES)
