@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -79,17 +79,17 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
     rows_file.rewrite(rows)
     summary = summarise(rows, seed=config.seed) | {"notes": notes(config)}
     summary["ledger"] = ledger(summary, {mark: told["card"] for mark, told in about["policies"].items()})
-    _report(config.out, summary)
+    _report(config.out, summary, rows)
     if config.submit is not None:
         submit(config.submit, config, common, rows)
     return summary
 
 
-def _report(out: Path, summary: Mapping[str, Any]) -> None:
+def _report(out: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
     write_json(out / "summary.json", summary)
     benchmark_report(out)
     write_tables(out, summary)
-    write_figures(out, summary)
+    write_figures(out, summary, rows)
 
 
 def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _verified(config: BenchmarkConfig, path: Path, make_suite: MakeSuite | None)
     how = "equal but for seconds" if same else f"with other versions, accuracies within {TOLERANCE}"
     summary = summarise(made, seed=config.seed)
     summary["notes"] = [f"{path}: {len(cells)} of its cells were made again and confirmed, {how}"]
-    _report(config.out, summary)
+    _report(config.out, summary, made)
     return summary
 
 

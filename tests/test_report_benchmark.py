@@ -12,9 +12,10 @@ import pytest
 
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.report import benchmark_report
-from lepton_rl.report.benchmark import task_table
+from lepton_rl.report.arms import Point, ends, order, shown, staircase
 from lepton_rl.report.figures import write_figures
 from lepton_rl.report.tables import write_tables
+from lepton_rl.report.tasks import task_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
@@ -90,14 +91,45 @@ def test_without_matplotlib_there_are_no_figures_and_no_complaint(folder, monkey
 def test_figures_are_made_twice_alike(folder):
     pytest.importorskip("matplotlib")
     summary = json.loads((folder / "summary.json").read_text())
-    written = write_figures(folder, summary)
-    assert len(written) == 2 * 2 * 2  # budget and profiles, two groups, two formats
+    written = write_figures(folder, summary, rows())
+    assert len(written) == 2 * 3 * 2  # curves, profiles and tasks; two groups, two formats
     before = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in write_figures(folder, summary)] == before
+    assert [path.read_bytes() for path in write_figures(folder, summary, rows())] == before
     assert all(
         content[:4] == b"\x89PNG" for path, content in zip(written, before, strict=True) if path.suffix == ".png"
     )
     assert all(b"<svg" in content for path, content in zip(written, before, strict=True) if path.suffix == ".svg")
+
+
+def test_best_so_far_holds_until_the_next_score_and_to_the_end():
+    points = [Point(100, 0.5, 0.4, 0.6), Point(400, 0.7, 0.6, 0.8)]
+    assert [(at, score) for at, score, _, _ in staircase(points, 50, 600)] == [
+        (100, 0.5),
+        (400, 0.5),
+        (400, 0.7),
+        (600, 0.7),
+    ]
+    assert [(at, score) for at, score, _, _ in staircase([Point(0, 0.1, 0.0, 0.2)], 50, 600)] == [(50, 0.1), (600, 0.1)]
+    assert staircase([], 50, 600) == []
+    assert ends([points, [Point(0, 0.1, 0.0, 0.2)]]) == (50, 600)
+
+
+def test_a_plot_shows_what_the_policy_has_to_beat_then_the_best():
+    scores = {f"tuner-{n}": 0.1 * n for n in range(8)} | {"tuned-schedule": 0.0, "policy": 0.3, "source-only": 0.0}
+    arms = {arm: {1: {"iqm": score}} for arm, score in scores.items()}
+    names = ["policy", "source-only", "tuned-schedule", "tuner-7", "tuner-6", "tuner-5", "tuner-4", "tuner-3"]
+    assert shown(arms, "x") == names
+    assert sorted(arms, key=order)[:3] == ["policy", "tuned-schedule", "source-only"]
+
+
+def test_the_page_says_whether_the_policy_is_apart_from_what_it_has_to_beat(folder):
+    made = [row | {"accuracy": 0.8} if row["arm"] == "policy" else row for row in rows()]
+    made = [row | {"accuracy": 0.6} if row["arm"] == "tuned-default" else row for row in made]
+    (folder / "summary.json").write_text(json.dumps(summarise(made)))
+    page = re.sub(r"<[^>]+>", " ", benchmark_report(folder).read_text().split("<main>")[1])
+    said = "Policy minus tuned-default: +20.0 points (95 % interval +20.0 to +20.0 over 6 tasks); the policy is above."
+    assert said in page
+    assert "Only 1 seed: claims need 5 of each, a training per policy." in page
 
 
 def trace(folder, *words):
@@ -127,6 +159,8 @@ def test_the_report_draws_its_plots_in_a_browser(folder, tmp_path):
     command = [str(CHROMIUM), *flags, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0
-    assert done.stdout.count('class="main-svg"') >= 4  # two groups, each a budget plot and profiles
+    assert done.stdout.count('class="main-svg"') >= 5  # two groups, each with curves and profiles; the tasks
+    assert "gradient steps on the new domain" in done.stdout
+    assert "best-so-far score (IQM)" in done.stdout
     assert "Task by task, the worst first" in done.stdout
     assert "Uncaught" not in done.stderr

@@ -1,34 +1,42 @@
-"""Plots of a benchmark for papers, as SVG and PNG: scores against budget, and performance profiles.
+"""Plots of a benchmark for papers, as SVG and PNG: anytime curves, performance profiles, and the tasks one by one.
 
-They need matplotlib (the optional extra `plots`) and are left out without it; `report.html` has the same plots.
+They need matplotlib (the optional extra `plots`) and are left out without it; `report.html` has the same plots. The
+arms are those that the page shows at first, as more could not be told apart in print.
 """
 
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_rl.report.page import PALETTE
+from lepton_rl.report.arms import OPPONENT, POLICY, ByRuns, arms_of, colours, ends, points_of, shown, staircase
+from lepton_rl.report.tasks import Match, matches
 
-POLICY = "policy"
 SIZE = (5.2, 3.4)  # inches, a column and a half
 DPI = 200
-DASHES = ("-", "--", "-.", ":")  # more arms than colours
+WHERE = "the summary"
 
 
-def write_figures(folder: Path, summary: Mapping[str, Any]) -> list[Path]:
+def write_figures(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
     """Write `figures/*.svg` and `*.png` and return their paths; none without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     out = folder / "figures"
     out.mkdir(exist_ok=True)
+    paint = colours(shown(arms_of(summary, WHERE), WHERE), summary["arms"])
     written = []
     for group in summary.get("groups") or [{**summary, "regime": "all", "split": "all"}]:
         name = re.sub(r"[^\w-]", "-", f"{group['regime']}-{group['split']}")
-        written += _save(_budget(group), out / f"budget-{name}")
-        written += _save(_profiles(group), out / f"profiles-{name}")
+        arms = arms_of(group, WHERE)
+        first = {arm: arms[arm] for arm in shown(arms, WHERE)}
+        written += _save(_anytime(first, paint), out / f"anytime-{name}")
+        written += _save(_profiles(group, list(first), paint), out / f"profiles-{name}")
+        here = [row for row in rows if (row["regime"], row["split"]) == (group["regime"], group["split"])]
+        found = matches(here, WHERE)
+        if found:
+            written += _save(_tasks(found), out / f"tasks-{name}")
     return written
 
 
@@ -38,48 +46,57 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _style(number: int, arm: str) -> dict[str, Any]:
-    dash = DASHES[number // len(PALETTE) % len(DASHES)]
-    width = 2.4 if arm == POLICY else 1.4
-    return {"color": PALETTE[number % len(PALETTE)], "linestyle": dash, "linewidth": width, "label": arm}
+def _style(arm: str, paint: Mapping[str, str], *, dotted: bool = False) -> dict[str, Any]:
+    style = ":" if dotted and arm != POLICY else "-"
+    return {"color": paint[arm], "linewidth": 2.6 if arm == POLICY else 1.5, "label": arm, "linestyle": style}
 
 
-def _budget(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    figure, axes = _figure("runs on the new domain", "normalised score (IQM)")
-    every = sorted({int(runs) for entry in group["arms"].values() for runs in entry["by_runs"]})
-    ends = [every[0], max(every[-1], 2 * every[0])]
-    for number, (arm, entry) in enumerate(group["arms"].items()):
-        points = [(int(k), one["iqm"], *one["ci"]) for k, one in entry["by_runs"].items() if one["iqm"] is not None]
-        if not points:
-            continue
-        x, middle, low, high = (list(column) for column in zip(*points, strict=True))
-        if len(points) == 1:
-            x, middle, low, high = ends, middle * 2, low * 2, high * 2
-        style = _style(number, arm)
-        axes.plot(x, middle, **style)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(every, [str(runs) for runs in every])
+def _anytime(arms: Mapping[str, ByRuns], paint: Mapping[str, str]) -> Any:  # noqa: ANN401
+    figure, axes = _figure("gradient steps on the new domain (mean per task)", "best-so-far score (IQM)")
+    curves = {arm: points for arm, by_runs in arms.items() if (points := points_of(by_runs, WHERE))}
+    left, right = ends(curves.values())
+    for arm, points in curves.items():
+        steps, score, low, high = zip(*staircase(points, left, right), strict=True)
+        axes.fill_between(steps, low, high, color=paint[arm], alpha=0.13, linewidth=0)
+        axes.plot(steps, score, **_style(arm, paint, dotted=len(points) == 1))
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
     _legend(axes)
     return figure
 
 
-def _profiles(group: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _profiles(group: Mapping[str, Any], first: Sequence[str], paint: Mapping[str, str]) -> Any:  # noqa: ANN401
     figure, axes = _figure("normalised score", "share of cells above it")
     found = group["profiles"]
-    for number, (arm, shares) in enumerate(found["arms"].items()):
-        axes.step(found["thresholds"], shares, where="post", **_style(number, arm))
+    for arm in first:
+        if arm not in found["arms"]:
+            continue
+        if arm in found.get("bands", {}):
+            axes.fill_between(found["thresholds"], *found["bands"][arm], color=paint[arm], alpha=0.13, linewidth=0)
+        axes.plot(found["thresholds"], found["arms"][arm], **_style(arm, paint))
+    axes.set_ylim(-0.02, 1.02)
     _legend(axes)
+    return figure
+
+
+def _tasks(found: Sequence[Match]) -> Any:  # noqa: ANN401
+    figure, axes = _figure("tasks, the worst first", f"{POLICY} minus {OPPONENT}, points")
+    points = [100 * match.difference for match in found]
+    painted = ["#d6336c" if point < 0 else "#1f9d6b" for point in points]
+    axes.bar(range(1, len(points) + 1), points, color=painted, width=0.85)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def _legend(axes: Any) -> None:  # noqa: ANN401
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="xx-small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _save(figure: Any, path: Path) -> list[Path]:  # noqa: ANN401
