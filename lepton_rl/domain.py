@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from lepton_rl.any_dataset import read_examples
 from lepton_rl.arrays import (
     UNLABELLED,
     check_channels,
@@ -20,9 +21,15 @@ from lepton_rl.arrays import (
     checked_size,
     luma,
 )
+from lepton_rl.csv_index import read_csv
+from lepton_rl.data_summary import copies
+from lepton_rl.decode import Corrupt, Reading
+from lepton_rl.decoded_cache import decoded_images
 from lepton_rl.errors import InputError
-from lepton_rl.image_folder import list_folder, read_images
+from lepton_rl.hugging_face import columns, open_dataset
+from lepton_rl.image_folder import list_folder
 from lepton_rl.npz import read_npz
+from lepton_rl.storage import mapped, taken
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,12 +41,14 @@ class Domain:
         labels: int64 `[n]`, an index into `classes`, or -1 where the label is unknown.
         name: For people; shifts append to it.
         classes: Class names, in label order.
+        reading: How files became these images; None for images that come from none, or for a part of them.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     name: str
     classes: tuple[str, ...]
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         """Refuse anything that is not exactly the declared layout."""
@@ -83,8 +92,10 @@ class Domain:
         index = np.asarray(indices)
         if index.size == 0 and index.dtype != np.bool_:
             index = index.astype(np.int64)  # an empty list is a float array in numpy
+        if index.dtype == np.bool_ and index.shape == (len(self),) and index.all():
+            return self  # no copy of what may be large
         try:
-            return replace(self, images=self.images[index], labels=self.labels[index])
+            return replace(self, images=taken(self.images, index), labels=self.labels[index], reading=None)
         except IndexError as error:
             raise InputError(f"indices do not fit {len(self)} images ({error}): expected integers or a mask") from error
 
@@ -109,26 +120,36 @@ class Domain:
         height, width = checked_size((height, width))
         if self.images.shape[2:] == (height, width):
             return self
-        out = np.empty((*self.images.shape[:2], height, width), dtype=np.uint8)
-        for start in range(0, len(self), 512):  # in parts, because the work is done in float32
-            part = torch.from_numpy(self.images[start : start + 512].astype(np.float32))
-            part = torch.nn.functional.interpolate(part, (height, width), mode="bilinear", antialias=True)
-            out[start : start + 512] = part.round().clamp(0, 255).numpy().astype(np.uint8)
-        return replace(self, images=out)
+
+        def resize(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            pixels = torch.from_numpy(part.astype(np.float32))
+            pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+            return pixels.round().clamp(0, 255).numpy().astype(np.uint8)
+
+        return replace(self, images=mapped(self.images, (self.images.shape[1], height, width), resize))
 
     def with_channels(self, channels: int) -> Domain:
         """Return the domain with 1 channel (luma of red, green, blue) or 3 (grey repeated)."""
         check_channels(channels)
         if channels == self.images.shape[1]:
             return self
+        shape = (channels, *self.images.shape[2:])
         if channels == 3:
-            return replace(self, images=np.repeat(self.images, 3, axis=1))
-        return replace(self, images=luma(self.images, axis=1)[:, None])
+            return replace(self, images=mapped(self.images, shape, lambda part: np.repeat(part, 3, axis=1)))
+        return replace(self, images=mapped(self.images, shape, lambda part: luma(part, axis=1)[:, None]))
 
     def summary(self) -> dict[str, Any]:
-        """Return the facts of the domain as JSON-ready values."""
+        """Return the facts of the domain as JSON-ready values.
+
+        `duplicates` counts images equal to an earlier one, `contradicting` those that have two labels; `file_sizes`
+        (height x width) and `skipped` are there for images that were read from files.
+        """
         known = self.labels[self.labels != UNLABELLED]
         counts = np.bincount(known, minlength=self.n_classes)
+        twice = copies(self.images, self.labels)
+        files = (
+            {} if self.reading is None else {"file_sizes": self.reading.sizes, "skipped": list(self.reading.skipped)}
+        )
         return {
             "name": self.name,
             "n": len(self),
@@ -136,6 +157,9 @@ class Domain:
             "per_class": {name: int(count) for name, count in zip(self.classes, counts, strict=True)},
             "image_size": [int(side) for side in self.images.shape[2:]],
             "channels": int(self.images.shape[1]),
+            "duplicates": twice.duplicates,
+            "contradicting": twice.contradicting,
+            **files,
         }
 
     @classmethod
@@ -208,26 +232,159 @@ class Domain:
         size: int | tuple[int, int] | None = None,
         channels: int | None = None,
         classes: Sequence[str] | None = None,
+        corrupt: Corrupt = "refuse",
     ) -> Domain:
         """Read a folder of images: one sub-folder per class, `unlabelled/` for the rest.
 
         Folders inside a class folder belong to the class; images directly in `path` are unlabelled. The order
         is sorted and depends on names only. Transparent images are laid on white, EXIF rotation is applied,
-        16-bit grey is scaled to 8 bit. Hidden files and files of other types are passed over.
+        16-bit grey is scaled to 8 bit. Hidden files and files of other types are passed over. What is decoded is
+        kept in the cache folder, and large domains stay there (docs/own-data.md).
 
         Args:
             path: The folder.
             size: Side in pixels, or (height, width), to which all are resized; default the first image's.
             channels: 1 or 3; default 1 if all images are grey, else 3.
             classes: Class names that the model knows, in its order; default the sorted sub-folder names.
+            corrupt: `refuse` the first file that cannot be read, or `skip` such files and list them in `reading`.
 
         Raises:
             InputError: When the folder, a class or an image is not usable; it names the file and what to do.
         """
         root = Path(path)
-        wanted = None if size is None else checked_size(size)
-        if channels is not None:
-            check_channels(channels)
+        wanted = _checked_reading(size, channels, corrupt)
         files, labels, names = list_folder(root, None if classes is None else checked_classes(classes))
-        stack = read_images(files, wanted, channels)
-        return cls(images=stack, labels=np.asarray(labels, dtype=np.int64), name=root.resolve().name, classes=names)
+        return cls._of_files(files, labels, names, root.resolve().name, wanted, channels, corrupt)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        split: str | None = None,
+        *,
+        root: str | Path | None = None,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        classes: Sequence[str] | None = None,
+        corrupt: Corrupt = "refuse",
+    ) -> Domain:
+        """Read a table with a line `path,label` per image; an empty label means unlabelled.
+
+        Args:
+            path: The table, UTF-8. A first line that names the columns may put them in another order, and add a
+                column `split`.
+            split: Keep the lines with this text in the column `split`; None for all.
+            root: Folder that relative paths start from; default the table's own.
+            size: As in `from_folder`.
+            channels: As in `from_folder`.
+            classes: Class names that the model knows, in its order; default the sorted labels of the table.
+            corrupt: As in `from_folder`.
+
+        Raises:
+            InputError: When the table or an image is not usable; it names the line or the file.
+        """
+        path = Path(path)
+        wanted = _checked_reading(size, channels, corrupt)
+        known = None if classes is None else checked_classes(classes)
+        files, labels, names = read_csv(path, split, known, None if root is None else Path(root))
+        return cls._of_files(files, labels, names, path.stem, wanted, channels, corrupt)
+
+    @classmethod
+    def _of_files(
+        cls,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        names: tuple[str, ...],
+        name: str,
+        size: tuple[int, int] | None,
+        channels: int | None,
+        corrupt: Corrupt,
+    ) -> Domain:
+        found = decoded_images(files, size, channels, corrupt)
+        kept = np.asarray(labels, dtype=np.int64)[found.kept]
+        return cls(images=found.images, labels=kept, name=name, classes=names, reading=found.reading)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,  # noqa: ANN401 - anything that gives examples
+        *,
+        name: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Domain:
+        """Read a `torch.utils.data.Dataset`, or any sequence or iterable of examples, once and in order.
+
+        Args:
+            dataset: Its examples are images, pairs of image and label, or mappings with `image` and `label`.
+                Images are pillow's, uint8, or floating-point in 0..1: without a normalising transform.
+            name: Name of the domain; default that of the data set's class.
+            size: As in `from_folder`.
+            channels: As in `from_folder`.
+            classes: Class names in label order; default `dataset.classes`, or "0", "1", .. up to the largest label.
+
+        Raises:
+            InputError: When an example is not usable; it names its number.
+        """
+        images, labels = read_examples(dataset, _checked_reading(size, channels, "refuse"), channels)
+        known = getattr(dataset, "classes", None) if classes is None else classes
+        return cls.from_arrays(images, labels, name=name or type(dataset).__name__, classes=known)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        dataset: Any,  # noqa: ANN401 - a class of an extra
+        split: str | None = None,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        name: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Domain:
+        """Read a data set of Hugging Face `datasets` (extra `datasets`).
+
+        Args:
+            dataset: A `Dataset`, a `DatasetDict`, or a folder that `save_to_disk` wrote.
+            split: Which part of a `DatasetDict`.
+            image: Column of the images; default the first of type Image.
+            label: Column of the labels; default the first of type ClassLabel, or `label`; there may be none.
+            name: Name of the domain; default the folder's, or "huggingface".
+            size: As in `from_folder`.
+            channels: As in `from_folder`.
+            classes: Class names in label order; default those that the data set stores.
+
+        Raises:
+            InputError: When the data set or an example is not usable.
+        """
+        part = open_dataset(dataset, split)
+        x, y, stored = columns(part, image, label)
+        examples = _Columns(part, x, y)
+        images, labels = read_examples(examples, _checked_reading(size, channels, "refuse"), channels)
+        default = Path(dataset).name if isinstance(dataset, str | Path) else "huggingface"
+        return cls.from_arrays(images, labels, name=name or default, classes=stored if classes is None else classes)
+
+
+class _Columns:
+    """Two columns of a table as examples."""
+
+    def __init__(self, table: Any, image: str, label: str | None) -> None:  # noqa: ANN401
+        self._table = table.select_columns([image] if label is None else [image, label])
+        self._image, self._label = image, label
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        row = self._table[i]
+        return row[self._image], None if self._label is None else row[self._label]
+
+
+def _checked_reading(size: int | tuple[int, int] | None, channels: int | None, corrupt: str) -> tuple[int, int] | None:
+    if channels is not None:
+        check_channels(channels)
+    if corrupt not in ("refuse", "skip"):
+        raise InputError(f"corrupt is {corrupt!r}: expected 'refuse' or 'skip'")
+    return None if size is None else checked_size(size)

@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lepton_rl.decode import Corrupt
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
+from lepton_rl.hugging_face import is_saved_dataset
 from lepton_rl.models import ARCHITECTURES, build_model
 from lepton_rl.named_models import build_named, find_named, is_named
 from lepton_rl.stages import find_stages
@@ -99,13 +101,21 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in held.items()}
 
 
-def load_domain(text: str, *, classes: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> Domain:
+def load_domain(
+    text: str,
+    *,
+    classes: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    corrupt: Corrupt = "refuse",
+) -> Domain:
     """Return a domain by what a person typed.
 
     Args:
-        text: `digits`, an `.npz` file (`FILE.npz:train` and `FILE.npz:test` read one part), or a folder.
+        text: `digits`, an `.npz` file (`FILE.npz:train` and `FILE.npz:test` read one part), a table `FILE.csv`
+            (`FILE.csv:SPLIT`), a folder of images, or one that `datasets` saved (`FOLDER:SPLIT`).
         classes: Names of the classes, in label order.
-        size: Height and width, in pixels, at which the images of a folder are read; default the first one's.
+        size: Height and width, in pixels, at which image files are read; default the first one's.
+        corrupt: Whether image files that cannot be read are refused or skipped.
 
     Raises:
         InputError: If it cannot be read.
@@ -117,9 +127,23 @@ def load_domain(text: str, *, classes: Sequence[str] | None = None, size: tuple[
         return Domain.from_npz(path, split, classes=classes)
     if text.endswith(".npz"):
         return Domain.from_npz(text, classes=classes)
+    if text.endswith(".csv"):
+        return Domain.from_csv(text, classes=classes, size=size, corrupt=corrupt)
+    if path.endswith(".csv"):
+        return Domain.from_csv(path, split, classes=classes, size=size, corrupt=corrupt)
+    if is_saved_dataset(Path(text)):
+        return Domain.from_huggingface(text, classes=classes, size=size)
+    if path and is_saved_dataset(Path(path)):
+        return Domain.from_huggingface(path, split, classes=classes, size=size)
     if Path(text).is_file():
-        raise InputError(f"{text!r} is a file: expected a folder of images, an .npz file or 'digits'")
-    return Domain.from_folder(text, classes=classes, size=size)
+        raise InputError(f"{text!r} is a file: expected a folder of images, a .csv or .npz file, or 'digits'")
+    return Domain.from_folder(text, classes=classes, size=size, corrupt=corrupt)
+
+
+def is_domain(text: str) -> bool:
+    """Return whether a text names images rather than a model: a folder, a table, an archive, or `digits`."""
+    named = any(part.endswith((".npz", ".csv")) for part in (text, text.rpartition(":")[0]))
+    return named or text == "digits" or Path(text).is_dir() or is_saved_dataset(Path(text.rpartition(":")[0] or "-"))
 
 
 def _built_in(name: str, tensors: Mapping[str, Tensor], path: str) -> nn.Module:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lepton_rl.domain import Domain
+from lepton_rl.storage import blank_images, chunks
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Segment:
 class ImagePool:
     """A growing device tensor of uint8 images `[rows, c, h, w]` with labels `[rows]`.
 
-    A domain is stored once however many lanes hold it; its rows are free again when the last one lets go.
+    A domain is stored once however many lanes hold it; its rows are free again when the last one lets go. On the CPU
+    a pool that is too large for memory lies in a file (`storage.py`); on a GPU it has to fit.
     """
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -34,7 +36,9 @@ class ImagePool:
         if segment is None:
             segment = self._place(len(domain))
             rows = slice(segment.offset, segment.offset + segment.length)
-            self.images[rows] = torch.from_numpy(np.ascontiguousarray(domain.images)).to(self.images.device)
+            for part in chunks(domain.images):
+                # A copy, as the images may be read-only, which a tensor cannot be.
+                self.images[rows][part] = torch.from_numpy(np.array(domain.images[part])).to(self.images.device)
             self.labels[rows] = torch.from_numpy(domain.labels).to(self.labels.device)
         self._held[id(domain)] = (kept, segment, holders + 1)
         return segment
@@ -61,11 +65,20 @@ class ImagePool:
     def _grow(self, length: int) -> Segment:
         rows = self.images.shape[0]
         extra = length if rows == 0 else max(length, rows // 2)  # amortised: a pool of many lanes grows rarely
-        self.images = torch.cat([self.images, self.images.new_empty((extra, *self.images.shape[1:]))])
+        self.images = self._larger(rows + extra)
         self.labels = torch.cat([self.labels, self.labels.new_full((extra,), -1)])
         if extra > length:
             self._free.append(Segment(rows + length, extra - length))
         return Segment(rows, length)
+
+    def _larger(self, rows: int) -> torch.Tensor:
+        """Return the images with more rows; on the CPU they may lie on the disk, if they are too large for memory."""
+        shape = (rows, *self.images.shape[1:])
+        if self.images.device.type != "cpu":
+            return torch.cat([self.images, self.images.new_empty((rows - len(self.images), *shape[1:]))])
+        larger = torch.from_numpy(blank_images(shape))
+        larger[: len(self.images)] = self.images
+        return larger
 
     def _merge_free(self) -> None:
         merged: list[Segment] = []

@@ -64,7 +64,7 @@ class Preprocessing:
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         """Standardise uint8 images `[n, c, h, w]` of the right shape; float32."""
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
-        return (torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32) / 255 - mean) / std
+        return (torch.from_numpy(np.array(images)).to(torch.float32) / 255 - mean) / std
 
 
 @torch.no_grad()

@@ -14,17 +14,33 @@ from lepton_rl.augment import augment
 from lepton_rl.cache import cache_folder, write_atomically
 from lepton_rl.domain import Domain
 from lepton_rl.models import StagedNet, build_model
+from lepton_rl.storage import chunks
 
 VERSION = 1  # raise when the recipe below changes, so that old cache entries are not taken for new ones
 BATCH = 64
 LEARNING_RATE = 3e-3
 AUGMENTATION = 0.3
+AT_ONCE = 2**26  # values that are turned into floating-point numbers at once
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation per channel of uint8 images, in units of 0..1, both `[c]`."""
+    if images.size > AT_ONCE:
+        return _statistics_in_parts(images)
     pixels = images.astype(np.float64) / 255
     return pixels.mean(axis=(0, 2, 3)), np.maximum(pixels.std(axis=(0, 2, 3)), 1e-3)
+
+
+def _statistics_in_parts(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the 256 values of every channel: exact, and without a floating-point copy of all pixels."""
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for part in chunks(images):
+        for channel, histogram in enumerate(counts):
+            histogram += np.bincount(images[part, channel].ravel(), minlength=256)
+    values, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    return mean, np.maximum(std, 1e-3)
 
 
 def pretrained(

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from lepton_rl import image_folder
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 
@@ -64,6 +63,8 @@ def test_summary_counts_and_is_json() -> None:
         "per_class": {"0": 2, "1": 0, "2": 2},
         "image_size": [4, 6],
         "channels": 1,
+        "duplicates": 0,
+        "contradicting": 0,
     }
     json.dumps(domain.summary())
 
@@ -459,13 +460,6 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_folder_decompression_bomb(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(png_claiming(side, side))
     assert_refused(lambda: Domain.from_folder(tmp_path), "bomb.png", "pixels")
-
-
-def test_folder_too_large_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "a.png", ramp(40, 40))
-    monkeypatch.setattr(image_folder, "MAX_BYTES", 40 * 40)
-    assert_refused(lambda: Domain.from_folder(tmp_path), "40x40", "size=")
-    assert len(Domain.from_folder(tmp_path, size=20)) == 1
 
 
 def test_folder_links(tmp_path: Path) -> None:

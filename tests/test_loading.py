@@ -144,9 +144,9 @@ def test_domains_by_name_file_and_folder(tmp_path):
 
 
 def test_a_file_that_is_no_domain_is_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("1,2")
+    (tmp_path / "x.txt").write_text("1,2")
     with pytest.raises(InputError, match="is a file: expected a folder"):
-        load_domain(str(tmp_path / "x.csv"))
+        load_domain(str(tmp_path / "x.txt"))
 
 
 # ----- layer groups
