@@ -17,6 +17,7 @@ from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
 from lepton_rl.cross_validation import CrossValidation, check_folds, cross_validate
 from lepton_rl.domain import Domain
+from lepton_rl.explanation import Explanation, explain
 from lepton_rl.keeping import Keeper, keeping
 from lepton_rl.manifest import whole_folder, write_manifest
 from lepton_rl.metrics import Comparison, Floats, Metrics, compare
@@ -52,6 +53,7 @@ class AdaptResult:
         arguments: What `adapt` was called with, for the manifest.
         metrics: Both models on the `test` images, class by class and with intervals; None without any.
         cross_validation: The same over the few labels, from further runs; None unless asked for.
+        explanation: Why each decision, which images changed class, where features went.
         notes: What was put right in the model or the images, in words.
         previous_head: The head that the model came with, where it got a new one for other classes, or None;
             `task_adapter.with_head` puts it back.
@@ -71,6 +73,7 @@ class AdaptResult:
     arguments: dict[str, Any] = field(default_factory=dict)
     metrics: Comparison | None = None
     cross_validation: CrossValidation | None = None
+    explanation: Explanation | None = None
     notes: tuple[str, ...] = ()
     previous_head: nn.Linear | None = None
 
@@ -106,6 +109,9 @@ class AdaptResult:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomically(part / "history.jsonl", lines.encode())
             write_atomically(part / "result.json", self._record().encode())
+            if self.explanation is not None:
+                write_atomically(part / "explanation.json", (json.dumps(self.explanation.facts) + "\n").encode())
+                write_atomically(part / "reference.safetensors", save({"features": self.explanation.reference}))
             if self.previous_head is not None:
                 write_atomically(part / "previous_head.safetensors", save(dict(self.previous_head.state_dict())))
             write_manifest(part, command=command, arguments=arguments or self.arguments, argv=argv)
@@ -115,7 +121,9 @@ class AdaptResult:
     def _weights(self) -> bytes:
         # Copies, because safetensors refuses tied weights; one key of metadata, because it shuffles several.
         tensors = {name: t.detach().cpu().clone().contiguous() for name, t in self.model.state_dict().items()}
-        facts = {"classes": self.classes, "preprocessing": vars(self.preprocessing)}
+        facts: dict[str, Any] = {"classes": self.classes, "preprocessing": vars(self.preprocessing)}
+        if self.explanation is not None:
+            facts["head"] = self.explanation.head
         return save(tensors, {"lepton_model": json.dumps(facts, sort_keys=True)})
 
     def _record(self) -> str:
@@ -213,9 +221,10 @@ def adapt(
         start = task.visible.model  # yours, or a copy of it with a new head
         adapted = _chosen_model(start, run)
         original = copy.deepcopy(start).eval()
-        metrics = None
-        if task.hidden.target_test is not None:
-            metrics = compare(*_judged(original, adapted, task.hidden.target_test, way), names)
+        metrics = judged = None
+        if (held := task.hidden.target_test) is not None:
+            labels, was, now = _judged(original, adapted, held, way)
+            metrics, judged = compare(labels, was, now, names), (held, was, now)
 
         def once(part: Domain, held_out: Domain) -> tuple[NDArray[np.int64], Floats, Floats]:
             if keeper is not None:
@@ -252,6 +261,7 @@ def adapt(
             },
             metrics=metrics,
             cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,
+            explanation=explain(task.visible, way, run, actor, original=original, adapted=adapted, judged=judged),
         )
         if out is not None and keeper is not None:
             result.save(out, overwrite=keeper.overwrite)

@@ -101,6 +101,7 @@ def test_the_saved_weights_make_the_same_predictions(adapted, domains):
 def test_the_folder_holds_everything(adapted):
     result, out, _ = adapted
     names = {"weights.safetensors", "history.jsonl", "result.json", "manifest.json", "report.html"}
+    names |= {"explanation.json", "reference.safetensors"}
     assert {p.name for p in out.iterdir()} == names
     assert [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] == result.history
     record = json.loads((out / "result.json").read_text())

@@ -1,11 +1,13 @@
 """The report of `lepton adapt`: what was done to the model, decision by decision, and whether it helped."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_rl.report.actions import describe, readable
+from lepton_rl.report.explained import examples_section, maps_section, why
 from lepton_rl.report.measured import measured, score_table
 from lepton_rl.report.page import (
     PALETTE,
@@ -32,6 +34,7 @@ from lepton_rl.report.records import (
 )
 
 SHOWN_CLASSES = 30
+EXPLANATION = "explanation.json"
 LINEAR_KNOBS = frozenset({"unfrozen_stages", "transfer", "augmentation"})
 """Knobs on a linear axis; all others (learning rate, loss weights) move in factors."""
 
@@ -61,13 +64,16 @@ def adapt_report(folder: Path) -> Path:
     result_file = folder / "result.json"
     result = read_object(result_file)
     manifest = read_object(folder / "manifest.json")
+    explanation = read_object(folder / EXPLANATION) if (folder / EXPLANATION).exists() else None
+    where = str(folder / EXPLANATION)
     sections = [
         Section("Before and after", _before_after(result, str(result_file))),
         *_measured(result, str(result_file)),
         Section("Scores over the run", _scores(history)),
         Section("Knobs over the run", _knobs(history)),
         Section("What the policy saw", _signals(history)),
-        Section("Decisions", _decisions(history)),
+        Section("Decision by decision", _decisions(history) + _reasons(history, explanation, where)),
+        *([examples_section(explanation, where), maps_section(explanation, where)] if explanation else []),
         Section("How this was made", manifest_table(dict(manifest))),
     ]
     lead = _banner(result, str(result_file), history)
@@ -245,6 +251,29 @@ def _decisions(history: Sequence[Decision]) -> str:
         for row in history
     ]
     return table(("no.", "what was done", "step", "score", "probe accuracy"), rows, words=2)
+
+
+def _reasons(history: Sequence[Decision], explanation: Record | None, where: str) -> str:
+    """Write a card for each decision: what it did, and the signals that weighed most, with what they were."""
+    if explanation is None:
+        return ""
+    seen = {row.decision: before.observation for before, row in itertools.pairwise(history)}
+    reasons = why(explanation, seen, where)
+    if not reasons:
+        return note("This policy does not look at the signals, so that none of them weighed anything.")
+    cards = "".join(
+        f"<div><h3>Decision {row.decision}: {escape(describe(row.action))}</h3>{reasons[row.decision]}</div>"
+        for row in history[1:]
+        if row.decision in reasons
+    )
+    return _HOW + f'<div class="pair">{cards}</div>'
+
+
+_HOW = note(
+    "Below: the signals that weighed most in each decision, with the value seen. A bar says by how much that value, "
+    "against the mean in the policy's training, raised (right) or lowered (left) the log-probability of what was done "
+    "(integrated gradients; all signals together add up to the whole difference)."
+)
 
 
 def _centred(values: Sequence[float]) -> list[float | None]:

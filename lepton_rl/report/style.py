@@ -45,6 +45,24 @@ td small { display: block; color: var(--soft); font-size: 0.78rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 14px 20px; }
 .pair > div { min-width: 0; }
 h3.part { margin: 18px 0 6px; font-size: 0.98rem; }
+.bars { margin: 0 0 8px; }
+.bar { display: grid; grid-template-columns: minmax(0, 1.4fr) minmax(0, 1fr) 3.6em; gap: 8px; align-items: center;
+  font-size: 0.84rem; padding: 1px 0; }
+.bar span { overflow-wrap: anywhere; line-height: 1.25; }
+.bar small { color: var(--soft); }
+.bar i { position: relative; height: 12px; background: linear-gradient(var(--line), var(--line)) 50% 0 / 1px 100%
+  no-repeat; }
+.bar b { position: absolute; top: 1px; bottom: 1px; border-radius: 2px; }
+.bar b.for { background: var(--accent); }
+.bar b.against { background: var(--bad); }
+.bar em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums; }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 10px; }
+figure { margin: 0; min-width: 0; }
+figure img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px;
+  background: var(--line); }
+figcaption { font-size: 0.74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere; }
+figcaption span { display: block; }
+figcaption strong { color: var(--ink); }
 .plot { min-width: 0; overflow: hidden; }
 @media (max-width: 560px) { main { padding: 12px 8px 40px; } section { padding: 14px 12px; }
   h1 { font-size: 1.4rem; } .scroll { max-height: none; } .grid { gap: 12px 8px; }
