@@ -160,7 +160,7 @@ def test_the_report_draws_its_plots_in_a_browser(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0
     assert done.stdout.count('class="main-svg"') >= 5  # two groups, each with curves and profiles; the tasks
-    assert "gradient steps on the new domain" in done.stdout
+    assert "gradient steps, all runs" in done.stdout
     assert "best-so-far score (IQM)" in done.stdout
     assert "Task by task, the worst first" in done.stdout
     assert "Uncaught" not in done.stderr

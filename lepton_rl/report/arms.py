@@ -1,4 +1,4 @@
-"""The arms of a summary in a fixed order, and which of them a plot shows at first."""
+"""The arms of a summary in a fixed order, and which of them plots show."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -49,17 +49,16 @@ def arms_of(group: Record, where: str) -> dict[str, dict[int, Record]]:
 
 
 def shown(arms: Mapping[str, ByRuns], where: str) -> list[str]:
-    """Return the arms that a plot shows at first, as many as there are colours: a reader can add the others."""
+    """Return the arms that plots show, as many as there are colours: what the policy has to beat, then the best."""
     known = [arm for arm in (POLICY, OPPONENT, ORIGIN, *OPPONENTS[1:4]) if arm in arms]
     others = [arm for arm in arms if arm not in known]
     best = sorted(others, key=lambda arm: (-_last_score(arms[arm], where), arm))
     return [*known, *best][: len(PALETTE)]
 
 
-def colours(first: Iterable[str], arms: Iterable[str]) -> dict[str, str]:
-    """Give every arm a colour: those that are shown at first have different ones."""
-    ordered = dict.fromkeys([*first, *arms])
-    return {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(ordered)}
+def colours(arms: Mapping[str, ByRuns], where: str) -> dict[str, str]:
+    """Give each arm that plots show a colour of its own, the same in all plots."""
+    return dict(zip(shown(arms, where), PALETTE, strict=False))
 
 
 def points_of(by_runs: ByRuns, where: str) -> list[Point]:

@@ -4,13 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton_rl.errors import InputError
-from lepton_rl.report.arms import POLICY, ByRuns, arms_of, colours, interval, order, shown
+from lepton_rl.report.arms import POLICY, ByRuns, arms_of, colours, interval, order
 from lepton_rl.report.curves import anytime, profiles
-from lepton_rl.report.page import Cell, Section, escape, figures, manifest_table, note, page, table, write_whole
+from lepton_rl.report.page import (
+    Cell,
+    Section,
+    escape,
+    figures,
+    folded,
+    manifest_table,
+    note,
+    page,
+    table,
+    write_whole,
+)
 from lepton_rl.report.records import Record, optional_number, read_lines, read_object, text
 from lepton_rl.report.tasks import losses, task_of, task_table
 from lepton_rl.report.versus import ENOUGH, differences, ledger, policies, sentences
 
+LONG = 20  # lines of a table that is folded
 RANDOM_START_UP = 10
 """TPE and GP draw their first ten trials at random: with no more runs than that they are random search."""
 
@@ -27,8 +39,7 @@ def benchmark_report(folder: Path) -> Path:
     manifest = read_object(folder / "manifest.json")
     found = manifest.get("policies")
     names: Record = found if isinstance(found, dict) else {}
-    arms = arms_of(summary, where)
-    paint = colours(shown(arms, where), sorted(arms, key=order))
+    paint = colours(arms_of(summary, where), where)
     sections = [Section("In short", _short(summary, rows, where))]
     for index, group in enumerate(_groups(summary, where)):
         sections.append(_group_section(group, f"{where}, group {index + 1}", index, paint))
@@ -72,7 +83,8 @@ def _short(summary: Record, rows: Sequence[Record], where: str) -> str:
     few = [f"{n} {_plural(word, n)}" for n, word in ((many, "policy"), (seeds, "seed")) if 0 < n < ENOUGH]
     if few:
         said += note(f"Only {' and '.join(few)}: claims need {ENOUGH} of each, a training per policy.")
-    return said + differences(summary, where)
+    rest = differences(summary, where)
+    return said + (folded("The policy against every arm", rest) if rest else "")
 
 
 def _groups(summary: Record, where: str) -> list[Record]:
@@ -89,9 +101,13 @@ def _groups(summary: Record, where: str) -> list[Record]:
 def _group_section(group: Record, where: str, index: int, paint: Mapping[str, str]) -> Section:
     heading = f"{text(group, 'regime', where)}, {text(group, 'split', where)}"
     arms = arms_of(group, where)
-    body = _headline(arms, where) + _match(group) + _left_out(group)
+    first = {arm: by_runs for arm, by_runs in arms.items() if arm in paint}
+    body = _headline(first, where)
+    if len(first) < len(arms):
+        body += folded(f"All {len(arms)} arms", _headline(arms, where))
+    body += _match(group) + _left_out(group)
     body += anytime(arms, where, f"anytime-{index}", paint)
-    body += profiles(group, f"profile-{index}", paint, shown(arms, where))
+    body += profiles(group, f"profile-{index}", paint)
     return Section(heading, body + differences(group, where, all_arms=False))
 
 
@@ -106,7 +122,7 @@ def _headline(arms: Mapping[str, ByRuns], where: str) -> str:
             harm = optional_number(entry, "negative_transfer", where)
             rows.append(
                 (
-                    Cell(arm + (" *" if random else ""), "here" if arm == POLICY else ""),
+                    Cell(arm + (" *" if random else ""), "arm here" if arm == POLICY else "arm"),
                     str(runs),
                     figures(optional_number(entry, "iqm", where)),
                     "-" if low is None else f"{figures(low)} .. {figures(high)}",
@@ -125,24 +141,26 @@ def _match(group: Record) -> str:
     found = group.get("runs_to_match")
     if not isinstance(found, dict):
         return ""
-    parts = []
-    for arm in sorted(found):
+    lines = []
+    for arm in sorted(found, key=order):
         entry = found[arm] if isinstance(found[arm], dict) else {"median": found[arm]}
-        median, largest = entry.get("median"), entry.get("largest")
-        if median is not None:
-            said = f"On the median task {arm} matches the policy's single run with {median} run(s)"
-            parts.append(said + _range(entry.get("ci"), largest) + ".")
-        elif entry.get("tasks") != 0:
-            within = f" within {largest} runs" if largest else ""
-            parts.append(f"On the median task {arm} does not match the policy's single run{within}.")
-    return "".join(f"<p>{escape(part)}</p>" for part in parts)
-
-
-def _range(between: object, largest: object) -> str:
-    if not isinstance(between, list) or len(between) != 2:
+        if entry.get("tasks") == 0:
+            continue
+        never, largest = entry.get("never"), entry.get("largest")
+        between = entry.get("ci")
+        ends = [_needed(end, largest) for end in between] if isinstance(between, list) else []
+        share = "-" if never is None else f"{never:.0%}"
+        lines.append((Cell(arm, "arm"), _needed(entry.get("median"), largest), " .. ".join(dict.fromkeys(ends)) or "-", share))
+    if not lines:
         return ""
-    low, high = (f"more than {largest}" if end is None else str(end) for end in between)
-    return f" (95 % interval {low} to {high})"
+    header = ("runs to match the policy's single run", "median task", "95 % interval", "tasks never matched")
+    return table(header, lines)
+
+
+def _needed(runs: object, largest: object) -> str:
+    if runs is not None:
+        return str(runs)
+    return f"more than {largest}" if largest else "never"
 
 
 def _left_out(group: Record) -> str:
@@ -157,9 +175,10 @@ def _cost(summary: Record, where: str) -> str:
     for arm, by_runs in arms_of(summary, where).items():
         for runs, entry in by_runs.items():
             steps, seconds = (optional_number(entry, key, where) for key in ("steps", "seconds"))
-            rows.append((arm, str(runs), figures(steps, 0), figures(seconds, 1)))
+            rows.append((Cell(arm, "arm"), str(runs), figures(steps, 0), figures(seconds, 1)))
     said = note(
         "Means per task and seed on the new domain; pruned and discarded runs are included. "
         "`python scripts/trace.py FOLDER --arm ARM --runs K` lists the rows behind every number of this page."
     )
-    return said + table(("arm", "runs", "gradient steps", "seconds"), rows)
+    costs = table(("arm", "runs", "gradient steps", "seconds"), rows)
+    return said + (folded(f"The cost of {len(rows)} arms and numbers of runs", costs) if len(rows) > LONG else costs)

@@ -1,7 +1,7 @@
 """Plots of a benchmark for papers, as SVG and PNG: anytime curves, performance profiles, and the tasks one by one.
 
 They need matplotlib (the optional extra `plots`) and are left out without it; `report.html` has the same plots. The
-arms are those that the page shows at first, as more could not be told apart in print.
+arms are those of the page's plots, as more could not be told apart in print.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_rl.report.arms import OPPONENT, POLICY, ByRuns, arms_of, colours, ends, points_of, shown, staircase
+from lepton_rl.report.arms import OPPONENT, POLICY, ByRuns, arms_of, colours, ends, points_of, staircase
 from lepton_rl.report.tasks import Match, matches
 
 SIZE = (5.2, 3.4)  # inches, a column and a half
@@ -25,14 +25,13 @@ def write_figures(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mappi
         return []
     out = folder / "figures"
     out.mkdir(exist_ok=True)
-    paint = colours(shown(arms_of(summary, WHERE), WHERE), summary["arms"])
+    paint = colours(arms_of(summary, WHERE), WHERE)
     written = []
     for group in summary.get("groups") or [{**summary, "regime": "all", "split": "all"}]:
         name = re.sub(r"[^\w-]", "-", f"{group['regime']}-{group['split']}")
-        arms = arms_of(group, WHERE)
-        first = {arm: arms[arm] for arm in shown(arms, WHERE)}
-        written += _save(_anytime(first, paint), out / f"anytime-{name}")
-        written += _save(_profiles(group, list(first), paint), out / f"profiles-{name}")
+        arms = {arm: by_runs for arm, by_runs in arms_of(group, WHERE).items() if arm in paint}
+        written += _save(_anytime(arms, paint), out / f"anytime-{name}")
+        written += _save(_profiles(group, paint), out / f"profiles-{name}")
         here = [row for row in rows if (row["regime"], row["split"]) == (group["regime"], group["split"])]
         found = matches(here, WHERE)
         if found:
@@ -70,10 +69,10 @@ def _anytime(arms: Mapping[str, ByRuns], paint: Mapping[str, str]) -> Any:  # no
     return figure
 
 
-def _profiles(group: Mapping[str, Any], first: Sequence[str], paint: Mapping[str, str]) -> Any:  # noqa: ANN401
+def _profiles(group: Mapping[str, Any], paint: Mapping[str, str]) -> Any:  # noqa: ANN401
     figure, axes = _figure("normalised score", "share of cells above it")
     found = group["profiles"]
-    for arm in first:
+    for arm in paint:
         if arm not in found["arms"]:
             continue
         if arm in found.get("bands", {}):

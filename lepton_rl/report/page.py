@@ -69,6 +69,11 @@ def table(header: Sequence[str], rows: Sequence[Row], *, words: int = 1) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def folded(title: str, body: str) -> str:
+    """Fold a long part away under its title; the body is HTML that is already escaped."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
 def note(content: str) -> str:
     """Write a paragraph of plain text; it is escaped."""
     return f'<p class="note">{escape(content)}</p>'

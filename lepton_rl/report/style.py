@@ -25,6 +25,9 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .banner.good strong, td.good { color: var(--good); }
 td.bad { color: var(--bad); }
 td.here { font-weight: 600; }
+td.arm { white-space: nowrap; }
+details { margin: 8px 0 12px; }
+summary { cursor: pointer; color: var(--accent); font-size: 0.92rem; padding: 4px 0; }
 .scroll { overflow-x: auto; max-height: 640px; overflow-y: auto; }
 section .scroll + p { margin-top: 10px; }
 section > :last-child { margin-bottom: 0; }

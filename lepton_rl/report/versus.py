@@ -25,7 +25,7 @@ def differences(group: Record, where: str, *, all_arms: bool = True) -> str:
         counts = " / ".join(str(int(number(one, key, where))) for key in ("won", "tied", "lost"))
         rows.append(
             (
-                arm,
+                Cell(arm, "arm"),
                 str(int(number(one, "runs", where))),
                 signed(100 * number(one, "mean", where), 1),
                 "-" if low is None or high is None else f"{100 * low:+.1f} .. {100 * high:+.1f}",
