@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_rl.agents.ledger import ledger
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.report import benchmark_report
 from lepton_rl.report.arms import Point, ends, order, shown, staircase
@@ -125,10 +126,14 @@ def test_a_plot_shows_what_the_policy_has_to_beat_then_the_best():
 def test_the_page_says_whether_the_policy_is_apart_from_what_it_has_to_beat(folder):
     made = [row | {"accuracy": 0.8} if row["arm"] == "policy" else row for row in rows()]
     made = [row | {"accuracy": 0.6} if row["arm"] == "tuned-default" else row for row in made]
-    (folder / "summary.json").write_text(json.dumps(summarise(made)))
+    summary = summarise([row | {"accuracy": 0.9} if row["arm"] == "tpe_50%" else row for row in made])
+    cards = {"m": {"cost": {"runs": 10, "steps": 1234.0, "seconds": 7200.0}}}
+    (folder / "summary.json").write_text(json.dumps(summary | {"ledger": ledger(summary, cards)}))
     page = re.sub(r"<[^>]+>", " ", benchmark_report(folder).read_text().split("<main>")[1])
     said = "Policy minus tuned-default: +20.0 points (95 % interval +20.0 to +20.0 over 6 tasks); the policy is above."
     assert said in page
+    assert re.search(r"training of m +10 +1,234 +2\.0", page)
+    assert re.search(r"tpe_50% +1 +0 +never", page)  # its first run matches: nothing is saved
     assert "Only 1 seed: claims need 5 of each, a training per policy." in page
 
 

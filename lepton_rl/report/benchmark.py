@@ -148,9 +148,9 @@ def _match(group: Record) -> str:
             continue
         never, largest = entry.get("never"), entry.get("largest")
         between = entry.get("ci")
-        ends = [_needed(end, largest) for end in between] if isinstance(between, list) else []
+        ends = dict.fromkeys(_needed(end, largest) for end in between) if isinstance(between, list) else {}
         share = "-" if never is None else f"{never:.0%}"
-        lines.append((Cell(arm, "arm"), _needed(entry.get("median"), largest), " .. ".join(dict.fromkeys(ends)) or "-", share))
+        lines.append((Cell(arm, "arm"), _needed(entry.get("median"), largest), " .. ".join(ends) or "-", share))
     if not lines:
         return ""
     header = ("runs to match the policy's single run", "median task", "95 % interval", "tasks never matched")

@@ -82,7 +82,7 @@ def profiles(group: Record, name: str, colours: Mapping[str, str]) -> str:
             )
         )
     layout: dict[str, object] = {
-        "xaxis": {"title": "normalised score (0 source-only, 1 all target labels)"},
+        "xaxis": {"title": "normalised score"},
         "yaxis": {"title": "share of cells above it", "tickformat": ".0%"},
     }
     said = note("Performance profiles: each arm at its largest number of runs; higher is better everywhere.")

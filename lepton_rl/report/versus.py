@@ -102,19 +102,27 @@ def ledger(summary: Record, names: Record, where: str) -> str:
         rows.append((f"training of {name}", *_costs(mapping(training, mark, where), where)))
     rows.append(("search of the tuned default", *_costs(mapping(found, "default", where), where)))
     said = note("The second ledger, paid once: by the cards of the policies, and at this benchmark's steps per run.")
-    body = said + table(("meta-training", "runs", "gradient steps", "CPU hours"), rows)
-    lines = []
+    body = said + table(("meta-training", "runs", "gradient steps", "hours at this pace"), rows)
     pays = mapping(found, "pays_off", where)
-    for arm in sorted(pays):
-        one = mapping(pays, arm, where)
-        domains, runs = optional_number(one, "domains", where), optional_number(one, "runs", where)
-        if domains is None:
-            lines.append(f"Against {arm} it never pays off: no run is saved on the median task.")
-            continue
-        needs = "which never matched it here" if runs is None else f"which needs {runs:.0f} runs to match"
-        most = " at most" if one.get("at_least") else ""
-        lines.append(f"Against {arm}, {needs}, it pays off after {domains:,.0f} domains{most}.")
-    return body + "".join(note(line) for line in lines)
+    lines = [_pays(arm, mapping(pays, arm, where), where) for arm in sorted(pays)]
+    if not lines:
+        return body
+    said = note(
+        "It pays off on the new domain at which the steps that its one run saves on the median task, against a tuner "
+        "that is run until it matches, are more than those of meta-training."
+    )
+    return body + said + table(("against", "runs to match", "saved steps a domain", "pays off after domains"), lines)
+
+
+def _pays(arm: str, one: Record, where: str) -> Sequence[str | Cell]:
+    domains, runs, saved = (optional_number(one, key, where) for key in ("domains", "runs", "saved_steps"))
+    most = bool(one.get("at_least"))  # it was never matched: more runs are needed than were tried
+    return (
+        Cell(arm, "arm"),
+        "not matched" if runs is None else f"{runs:.0f}",
+        ("at least " if most else "") + figures(saved, 0),
+        "never" if domains is None else ("at most " if most else "") + f"{domains:,.0f}",
+    )
 
 
 def _costs(cost: Record, where: str) -> tuple[str, str, str]:
