@@ -14,7 +14,7 @@ from torch import Tensor
 from lepton_rl.controls import KEEP, ControlSettings, tuned_default
 from lepton_rl.datasets import SuiteSource
 from lepton_rl.domain import Domain
-from lepton_rl.engine import Engine
+from lepton_rl.engine import Engine, Side
 from lepton_rl.envs.reward import reward
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
@@ -106,13 +106,16 @@ class DefaultRuns:
 
 def eval_accuracy(engine: Engine, tasks: list[AdaptationTask]) -> list[float]:
     """Return every lane's accuracy on its task's target_eval, 0..1; privileged."""
+    return [float(hits.mean()) for hits in eval_hits(engine, tasks)]
+
+
+def eval_hits(engine: Engine, tasks: list[AdaptationTask], side: Side = "target") -> list[np.ndarray]:
+    """Return for every lane which images of its task's target_eval it gets right, bool `[n]`; privileged."""
     domains = [_eval(task) for task in tasks]
     size = max(len(domain) for domain in domains)
     images = torch.from_numpy(np.stack([_repeat(domain.images, size) for domain in domains])).to(engine.device)
-    guesses = engine.predict(images)[1].argmax(-1).cpu().numpy()
-    return [
-        float((guess[: len(domain)] == domain.labels).mean()) for guess, domain in zip(guesses, domains, strict=True)
-    ]
+    guesses = engine.predict(images, side)[1].argmax(-1).cpu().numpy()
+    return [guess[: len(domain)] == domain.labels for guess, domain in zip(guesses, domains, strict=True)]
 
 
 def _eval(task: AdaptationTask) -> Domain:

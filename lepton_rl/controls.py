@@ -22,6 +22,7 @@ KEEP = (1, 2, *(2 for _ in LOSS_TERMS), 0, 1, 0)
 
 LEARNING_RATE_RANGE = (1e-5, 3e-2)
 WEIGHT_RANGE = (0.01, 10.0)  # below the lower end a loss term is off (weight 0)
+ENTRY_WEIGHT = 0.1  # what "up" scales where a term is off: one decision then suffices to make it count
 AUGMENTATION_STEP = 0.25
 PULL_BACK = 0.5  # theta <- theta_0 + PULL_BACK (theta - theta_0), the transfer coefficient
 
@@ -149,9 +150,9 @@ class Controls:
 
 
 def _move_weights(weights: Tensor, factors: Tensor) -> Tensor:
-    """Scale on a log scale with an off position: up from off enters at the lower end, down past it is off."""
+    """Scale on a log scale with an off position: up from off starts at `ENTRY_WEIGHT`, down past the low end is off."""
     low, high = WEIGHT_RANGE
-    start = torch.where((weights == 0) & (factors > 1), torch.full_like(weights, low), weights)
+    start = torch.where((weights == 0) & (factors > 1), torch.full_like(weights, ENTRY_WEIGHT), weights)
     moved = (start * factors).clamp(max=high)
     return torch.where(moved < low, torch.zeros_like(moved), moved)
 

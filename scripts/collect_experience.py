@@ -1,0 +1,17 @@
+"""Play training tasks under random changes of the tuned default; see `lepton_rl.agents.experience`."""
+
+import sys
+
+import tyro
+
+from lepton_rl.agents.experience import ExperienceConfig, collect
+from lepton_rl.cli import exit_code
+
+
+def _collect() -> int:
+    print(f"{len(collect(tyro.cli(ExperienceConfig)))} tasks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(_collect))
