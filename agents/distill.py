@@ -1,197 +1,206 @@
-"""A policy from experience, to start PPO from: what is each sub-action worth, and when is it time to stop?
+"""A policy from experience, to start PPO from.
 
-The return of a run above the tuned default is explained as the sum of what its moved knobs were worth where they were
-moved,
+Two steps. A forest learns from the signals at the start of a run what each plan of the portfolio is worth there, in
+points above the tuned default; every task is judged by trees that never saw it, and where no plan promises more than
+a margin the tuned default is kept. Then the actor clones the runs of the chosen plans, decision by decision (Pomerleau
+1991, "Efficient training of artificial neural networks for autonomous navigation"), with smoothed labels, so that PPO
+has something left to explore.
 
-    R = sum over decisions d and knobs k of A_k(s_d, a_dk),   A_k(s, keep) = 0,
-
-with one network from signals to all A_k: the dueling form of Wang et al. 2016 ("Dueling network architectures", eq. 7)
-with *keep* as the anchor, and the return decomposed over an episode as in Arjona-Medina et al. 2019 ("RUDDER"). What
-stopping is worth is regressed directly, on the accuracy lost or won from there to the end. The network's outputs,
-divided by a temperature and with a margin in favour of *keep*, are the logits of an actor: the same network, read as a
-policy. Several networks, each taught by its own draw of the tasks, are averaged, and so moves that the data do not bear
-out cancel (Breiman 1996, "Bagging predictors").
+Learning is from the labels of target_eval, as PPO's is, on training tasks only. What is cloned sees signals alone.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lepton_rl.agents.experience import Experience
-from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, ControlSettings
+from lepton_rl.agents.plans import PLANS
+from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
+from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
-from lepton_rl.signals import SIGNALS
 
 CLIP = 15.0  # points; one run in a hundred is an accident that says little of the next
-STOP = KNOBS.index("stop")
+FOLDS = 5
+TREES, LEAF, FEATURES = 300, 8, 0.3
+MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
 MIN_STD = 0.05  # signals that hardly move in training must not explode on a task where they do
+EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 400, 3e-3, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings:
-    """How a policy is made from experience.
+class Choice:
+    """Which plan each task of the experience gets, judged by trees that did not see it.
 
     Attributes:
-        members: Networks that are averaged.
-        hidden: Units of a member's one hidden layer.
-        epochs: Passes over the tasks.
-        learning_rate: Of Adam.
-        weight_decay: Of Adam, decoupled.
-        margin: Points that a move must be worth before it is made.
-        temperature: Points per unit of logit: how freely PPO explores from here.
-        seed: Of weights, draws and order.
+        plans: Number of the plan per task, int64 `[tasks]`; 0 = the tuned default.
+        margin: Points that a plan had to promise.
+        gain: Mean points above the tuned default of these choices.
+        standard_error: Of the gain.
+        single: Mean points of the one plan that is best over all tasks, chosen on the other folds.
+        oracle: Mean points of the best plan per task, chosen on one half of target_eval and paid on the other.
     """
 
-    members: int = 8
-    hidden: int = 16
-    epochs: int = 60
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    margin: float = 0.5
-    temperature: float = 1.0
-    seed: int = 0
+    plans: np.ndarray
+    margin: float
+    gain: float
+    standard_error: float
+    single: float
+    oracle: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Episodes:
-    """All lanes of all tasks, padded to the longest run.
-
-    Attributes:
-        states: Normalised observations before each decision, `[n, decisions, signals]`.
-        moves: 1 where a sub-action other than keep was taken, `[n, decisions, sum of sizes]`.
-        returns: Points above the default, `[n]`.
-        stops: Points that stopping before each decision would have given, `[n, decisions]`.
-        real: Which decisions there were, bool `[n, decisions]`.
-        task: Number of each episode's task, int64 `[n]`.
-    """
-
-    states: Tensor
-    moves: Tensor
-    returns: Tensor
-    stops: Tensor
-    real: Tensor
-    task: Tensor
+def choose_plans(experience: Sequence[Experience], seed: int = 0) -> Choice:
+    """Learn what plans are worth where, and choose."""
+    worth = np.stack([e.returns.clamp(-CLIP, CLIP).numpy() for e in experience])
+    expected, single = _cross_fitted(np.stack([e.observations[0, 0].numpy() for e in experience]), worth, seed)
+    best = expected.argmax(1)
+    rows = np.arange(len(worth))
+    gains = {m: np.where(expected[rows, best] > m, worth[rows, best], 0.0) for m in MARGINS}
+    margin = max(MARGINS, key=lambda m: float(gains[m].mean()))
+    return Choice(
+        plans=np.where(expected[rows, best] > margin, best, 0),
+        margin=margin,
+        gain=float(gains[margin].mean()),
+        standard_error=float(gains[margin].std() / len(worth) ** 0.5),
+        single=single,
+        oracle=float(np.mean([_oracle(e) for e in experience])),
+    )
 
 
-class Member(nn.Module):
-    """Signals to the worth of every sub-action; nothing is worth anything before there is evidence."""
+def _cross_fitted(context: np.ndarray, worth: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """Return what every plan is expected to be worth on every task, and what the best single plan gave."""
+    from sklearn.ensemble import ExtraTreesRegressor
 
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(len(SIGNALS), hidden), nn.Linear(hidden, sum(ACTION_SIZES))
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+    expected = np.zeros_like(worth)
+    single = []
+    folds = np.array_split(np.random.default_rng(seed).permutation(len(worth)), FOLDS)
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(worth)), fold)
+        forest = ExtraTreesRegressor(
+            TREES, min_samples_leaf=LEAF, max_features=FEATURES, bootstrap=True, random_state=seed
+        )
+        expected[fold] = forest.fit(context[others], worth[others]).predict(context[fold])
+        single += worth[fold, worth[others].mean(0).argmax()].tolist()
+    return expected, float(np.mean(single))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return outputs `[..., sum of sizes]`."""
-        out: Tensor = self.last(torch.tanh(self.first(states)))
-        return out
+
+def _oracle(e: Experience) -> float:
+    """Return the points of the best plan, chosen on one half of target_eval and paid on the other."""
+    last = e.accuracies[:, -1]
+    halves = ((0, 1), (1, 0))
+    return 100 * float(np.mean([last[last[:, a].argmax(), b] - last[0, b] for a, b in halves]))
 
 
-def distil(experience: Sequence[Experience], settings: DistillSettings, start: ControlSettings) -> NetworkPolicy:
-    """Return the policy whose logits are what the sub-actions are worth.
+def distil(
+    experience: Sequence[Experience],
+    choice: Choice,
+    start: ControlSettings,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    smoothing: float = 0.07,
+    seed: int = 0,
+) -> NetworkPolicy:
+    """Return an actor that clones the chosen plans.
 
     Args:
         experience: Of training tasks.
-        settings: How to learn from it.
-        start: The knobs that a run starts with: those of the experience's lane 0.
+        choice: A plan for each of them.
+        start: The knobs that a run starts with: those that the experience started with.
+        hidden: Units of the actor's hidden layers.
+        smoothing: Probability that is spread over the sub-actions that were not taken.
+        seed: Of the first weights.
     """
-    everything = torch.cat([e.observations.flatten(0, 1) for e in experience])
-    mean, std = everything.mean(0), everything.std(0).clamp(min=MIN_STD)
-    episodes = _episodes(experience, mean, std)
-    members = [_member(episodes, settings, settings.seed * 1000 + i) for i in range(settings.members)]
-    return NetworkPolicy(mean=mean, std=std, layers=_as_actor(members, settings), settings=start)
-
-
-def _episodes(experience: Sequence[Experience], mean: Tensor, std: Tensor) -> _Episodes:
-    longest = max(e.actions.shape[1] for e in experience)
-    parts = [_padded(e, longest) for e in experience]
-    states, moves, stops, real = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Episodes(
-        states=((states - mean) / std).clamp(-5, 5),
-        moves=moves,
-        returns=torch.cat([e.returns for e in experience]).clamp(-CLIP, CLIP),
-        stops=stops.clamp(-CLIP, CLIP),
-        real=real,
-        task=torch.cat([torch.full((len(e.returns),), i) for i, e in enumerate(experience)]),
-    )
-
-
-def _padded(e: Experience, longest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    lanes, decisions = e.actions.shape[:2]
-    moves = torch.cat(
-        [
-            nn.functional.one_hot(e.actions[..., k], size) * (e.actions[..., k] != KEEP[k])[..., None]
-            for k, size in enumerate(ACTION_SIZES)
-        ],
-        dim=-1,
-    )
-    accuracy = e.accuracies.mean(-1)
-    pad = longest - decisions
-    grow = nn.functional.pad
-    return (
-        grow(e.observations[:, :-1], (0, 0, 0, pad)),
-        grow(moves.float(), (0, 0, 0, pad)),
-        grow(100 * (accuracy[:, :-1] - accuracy[:, -1:]), (0, pad)),
-        grow(torch.ones(lanes, decisions, dtype=torch.bool), (0, pad)),
-    )
-
-
-def _member(episodes: _Episodes, settings: DistillSettings, seed: int) -> Member:
-    """Teach one network on tasks drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    n_tasks = int(episodes.task.max()) + 1
+    mean, std = statistics(experience)
+    chosen = [(e, int(plan)) for e, plan in zip(experience, choice.plans, strict=True)]
+    states = (torch.cat([e.observations[plan, :-1] for e, plan in chosen]) - mean) / std
+    actions = torch.cat([e.actions[plan] for e, plan in chosen])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Member(settings.hidden)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    drawn = rng.integers(0, n_tasks, n_tasks)
-    of_task = [torch.nonzero(episodes.task == i)[:, 0] for i in range(n_tasks)]
-    for _ in range(settings.epochs):
-        for batch in np.array_split(rng.permutation(drawn), max(1, n_tasks // 16)):
-            loss = _loss(network, episodes, torch.cat([of_task[i] for i in batch]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return network
+        network = _network(states.shape[1], hidden)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    for _ in range(EPOCHS):
+        parts = network(states).split(ACTION_SIZES, dim=1)
+        loss = torch.stack(
+            [
+                nn.functional.cross_entropy(part, actions[:, k], label_smoothing=smoothing)
+                for k, part in enumerate(parts)
+            ]
+        ).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+    layers = tuple((layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in linear)
+    return NetworkPolicy(mean=mean, std=std, layers=layers, settings=start)
 
 
-def _loss(network: nn.Module, episodes: _Episodes, rows: Tensor) -> Tensor:
-    worth = anchored(network(episodes.states[rows]))
-    explained = (worth * episodes.moves[rows]).sum((1, 2))
-    moved = nn.functional.huber_loss(explained, episodes.returns[rows], delta=3.0)
-    real = episodes.real[rows]
-    stop = worth[..., sum(ACTION_SIZES[:STOP]) + 1][real]
-    return moved + nn.functional.huber_loss(stop, episodes.stops[rows][real], delta=3.0)
+def distilled(folder: Path, *, hidden: Sequence[int], keep: float, seed: int) -> NetworkPolicy:
+    """Return the policy distilled from a folder of experience.
+
+    Args:
+        folder: Of `scripts/collect_experience.py`.
+        hidden: Units of the actor's hidden layers.
+        keep: How likely the actor takes a cloned sub-action; the rest is for PPO to explore.
+        seed: Of the trees and the first weights.
+
+    Raises:
+        InputError: If the experience was made with another start than today's tuned default.
+    """
+    experience = read_experience(folder)
+    start = tuned_default()
+    for e in experience:
+        if e.facts["settings"] != asdict(start):
+            raise InputError(
+                f"{folder}: task {e.facts['name']} was played from other settings: expected today's tuned default; "
+                "collect it again"
+            )
+    return distil(experience, choose_plans(experience, seed), start, hidden=hidden, smoothing=1 - keep, seed=seed)
 
 
-def anchored(outputs: Tensor) -> Tensor:
-    """Subtract keep's output from every knob's: `[..., sum of sizes]`, 0 at keep."""
-    parts = outputs.split(ACTION_SIZES, dim=-1)
-    return torch.cat([part - part[..., keep : keep + 1] for part, keep in zip(parts, KEEP, strict=True)], dim=-1)
+def read_experience(folder: Path) -> list[Experience]:
+    """Read all tasks of a folder, in the order of their names."""
+    return [Experience.load(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
-@torch.no_grad()
-def _as_actor(members: Sequence[Member], settings: DistillSettings) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Put the members side by side: one network whose logits are their mean, less the margin, over the temperature."""
-    first = [(member.first.weight, member.first.bias) for member in members]
-    scale = 1 / (len(members) * settings.temperature)
-    margin = torch.cat(
-        [
-            torch.nn.functional.one_hot(torch.tensor(keep), size) * settings.margin
-            for keep, size in zip(KEEP, ACTION_SIZES, strict=True)
-        ]
-    )
-    last_weight = torch.cat([_anchored_rows(member.last.weight) for member in members], dim=1) * scale
-    last_bias = sum((_anchored_rows(member.last.bias[:, None])[:, 0] for member in members), torch.zeros(()))
-    return (
-        (torch.cat([weight for weight, _ in first]).clone(), torch.cat([bias for _, bias in first]).clone()),
-        (last_weight, last_bias * scale + margin / settings.temperature),
-    )
+def statistics(experience: Sequence[Experience]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of all observations, both `[signals]`."""
+    everything = torch.cat([e.observations.flatten(0, 1) for e in experience])
+    return everything.mean(0), everything.std(0).clamp(min=MIN_STD)
 
 
-def _anchored_rows(weight: Tensor) -> Tensor:
-    return anchored(weight.T).T
+def _network(signals: int, hidden: Sequence[int]) -> nn.Sequential:
+    sizes = [signals, *hidden]
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], sum(ACTION_SIZES)))
+
+
+def table(experience: Sequence[Experience]) -> str:
+    """Return what every plan was worth, by label regime, as a Markdown table for people."""
+    groups = {
+        "all": list(experience),
+        **{
+            f"{regime}{', source-free' if free else ''}": [
+                e for e in experience if e.facts["regime"] == regime and bool(e.facts["source_free"]) == free
+            ]
+            for regime in ("few-label", "label-free")
+            for free in (False, True)
+        },
+    }
+    groups = {name: members for name, members in groups.items() if members}
+    lines = ["| plan | " + " | ".join(f"{name} ({len(members)})" for name, members in groups.items()) + " |"]
+    lines.append("|---|" + "---|" * len(groups))
+    for i, plan in enumerate(PLANS):
+        cells = []
+        for members in groups.values():
+            returns = np.array([float(e.returns[i]) for e in members])
+            cells.append(f"{returns.mean():+.2f} ± {returns.std() / len(returns) ** 0.5:.2f}")
+        lines.append(f"| {plan.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Experience to learn from before PPO: training tasks played under the tuned default and random changes of it.
+"""Experience to learn from before PPO: training tasks played under every plan of the portfolio.
 
-All lanes of a fleet play one task with one seed, so that what differs between them is the actions alone. Lane 0 keeps
-everything, which is the tuned default; some lanes change knobs at the start only, which makes each a static setting;
-the others change knobs on the way as well. None stops: what stopping would have given is in the accuracies.
+All lanes of a fleet play one task with one seed, so that what differs between them is the actions alone. Lane i follows
+plan i; lane 0 keeps everything, which is the tuned default. None stops: what stopping would have given is in the
+accuracies.
 
 A task is one safetensors file, written whole or not at all; tasks that are there already are not played again.
 """
@@ -10,20 +10,22 @@ A task is one safetensors file, written whole or not at all; tasks that are ther
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from lepton_rl.agents.crew import Crew
+from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.cache import write_atomically
-from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, tuned_default
+from lepton_rl.controls import tuned_default
 from lepton_rl.envs.session import eval_hits
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
@@ -32,14 +34,10 @@ from lepton_rl.selection import visible_score
 from lepton_rl.stopping import stop_on_signals
 from lepton_rl.task import AdaptationTask
 
-STATIC_SHARE, STATIC_MOVES = 0.5, 0.3  # of the lanes beside the default's; how likely a knob is moved at their start
-EARLY_MOVES, LATE_MOVES, PULL_BACKS = 0.15, 0.05, 0.1  # of the other lanes: at the start, later, and the transfer knob
-TRANSFER, STOP = KNOBS.index("transfer"), KNOBS.index("stop")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExperienceConfig:
-    """Play training tasks under random changes of the tuned default; a killed one goes on by the same command."""
+    """Play training tasks under every plan of the portfolio; a killed collection goes on by the same command."""
 
     out: Path = Path("runs/experience")
     """Folder of the tasks' files."""
@@ -53,18 +51,14 @@ class ExperienceConfig:
     """Number of the first training task."""
     tasks: int = 200
     """How many training tasks to play."""
-    lanes: int = 8
-    """Runs of each task, that of the tuned default included."""
     workers: int = 2
     """Processes."""
     device: str = "cpu"
     """Where the networks train."""
-    seed: int = 0
-    """Seed of the actions."""
 
     def __post_init__(self) -> None:
         """Refuse values that give nothing."""
-        for name, least in (("tasks", 1), ("lanes", 2), ("workers", 1), ("first", 0)):
+        for name, least in (("tasks", 1), ("workers", 1), ("first", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)} is out of range: expected {least} or more")
 
@@ -75,7 +69,7 @@ class ExperienceConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Experience:
-    """What was seen and done on one task; lane 0 is the tuned default.
+    """What was seen and done on one task; lane i followed plan i.
 
     Attributes:
         observations: float32 `[lanes, decisions + 1, signals]`.
@@ -102,8 +96,20 @@ class Experience:
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
-        """Read a file that `to_bytes` made."""
-        content = path.read_bytes()
+        """Read a file that `to_bytes` made.
+
+        Raises:
+            InputError: If it is another file, or damaged.
+        """
+        try:
+            return cls.load_bytes(path.read_bytes())
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = str(error).splitlines()[0][:80]
+            raise InputError(f"{str(path)!r} is no experience ({reason}): remove it and collect it again") from None
+
+    @classmethod
+    def load_bytes(cls, content: bytes) -> "Experience":
+        """Read the bytes of a file."""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return cls(**load(content), facts=json.loads(header["__metadata__"]["facts"]))
 
@@ -139,9 +145,9 @@ def _player(make_suite: MakeSuite, config: ExperienceConfig) -> Callable[[int], 
     suite = make_suite()
 
     def play_one(index: int) -> str:
-        experience = play(suite.task("train", index), config.lanes, seed=config.seed, device=config.device)
+        experience = play(suite.task("train", index), config.device)
         write_atomically(config.path(index), experience.to_bytes())
-        return f"{experience.facts['name']}, best lane {float(experience.returns.max()):+.1f} points"
+        return f"{experience.facts['name']}, best plan {float(experience.returns.max()):+.1f} points"
 
     return play_one
 
@@ -151,8 +157,9 @@ def _halves(hits: np.ndarray) -> list[float]:
     return [float(hits[0::2].mean()), float(hits[1::2].mean())]
 
 
-def play(task: AdaptationTask, lanes: int, *, seed: int, device: str = "cpu") -> Experience:
-    """Play a task on all lanes of a fleet."""
+def play(task: AdaptationTask, device: str = "cpu") -> Experience:
+    """Play a task under every plan at once."""
+    lanes = len(PLANS)
     engine = FleetEngine(task.visible, lanes, device=device)
     run = AdaptationRun(engine)
     lane_seed = int(task.facts["seed"])
@@ -163,37 +170,19 @@ def play(task: AdaptationTask, lanes: int, *, seed: int, device: str = "cpu") ->
     original_score = visible_score(engine, engine.views("source"))[0]
     seen, scores = [observation], [visible_score(engine, run.views)]
     accuracies = [[_halves(hits) for hits in eval_hits(engine, tasks)]]
-    done = []
-    for actions in random_actions(lanes, decisions_of(task.visible.budget), (seed, lane_seed)):
+    planned = torch.stack([plan.actions(decisions_of(task.visible.budget)) for plan in PLANS], 1)
+    for actions in planned:
         observation, _ = run.step(actions)
-        done.append(actions)
         seen.append(observation)
         scores.append(visible_score(engine, run.views))
         accuracies.append([_halves(hits) for hits in eval_hits(engine, tasks)])
     facts = {**task.facts, "name": task.name, "regime": task.visible.regime, "settings": asdict(settings)}
     return Experience(
         observations=torch.stack(seen, 1).float().cpu(),
-        actions=torch.stack(done, 1).cpu(),
+        actions=planned.transpose(0, 1),
         accuracies=torch.tensor(accuracies, dtype=torch.float32).transpose(0, 1),
         scores=torch.stack(scores, 1).float().cpu(),
         original=torch.tensor(original),
         original_score=original_score.float().cpu(),
         facts=facts,
     )
-
-
-def random_actions(lanes: int, decisions: int, entropy: tuple[int, ...]) -> Iterator[Tensor]:
-    """Yield the actions of all lanes, int64 `[lanes, 12]`, decision by decision; none of them stops."""
-    rng = np.random.default_rng(entropy)
-    keep, sizes = np.array(KEEP), np.array(ACTION_SIZES)
-    n_static = round((lanes - 1) * STATIC_SHARE)
-    static = np.arange(lanes) <= n_static
-    for decision in range(decisions):
-        chance = np.full((lanes, len(KNOBS)), EARLY_MOVES if decision == 0 else LATE_MOVES)
-        chance[static] = STATIC_MOVES if decision == 0 else 0.0
-        chance[:, TRANSFER] = np.where(static | (decision == 0), 0.0, PULL_BACKS)
-        chance[:, STOP] = 0.0
-        chance[0] = 0.0
-        # Another value than keep: one of the size - 1 others, counted on from it.
-        others = (keep + rng.integers(1, sizes, (lanes, len(KNOBS)))) % sizes
-        yield torch.from_numpy(np.where(rng.random(chance.shape) < chance, others, keep))

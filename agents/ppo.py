@@ -89,6 +89,17 @@ def actor(model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings) -> N
     )
 
 
+def start_from(model: PPO, policy: NetworkPolicy) -> None:
+    """Give a PPO model the weights of a policy with the same layers: the inverse of `actor`."""
+    layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
+    action_net = model.policy.action_net
+    assert isinstance(action_net, nn.Linear)
+    with torch.no_grad():
+        for layer, (weight, bias) in zip((*layers, action_net), policy.layers, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+
+
 def training_state(model: ResumablePPO) -> dict[str, Tensor]:
     """Return networks and optimizer as named tensors."""
     state = {f"policy.{name}": value.detach().clone() for name, value in model.policy.state_dict().items()}

@@ -28,6 +28,8 @@ class TrainConfig:
     """Training tasks to draw from."""
     regime: Literal["few-label", "label-free"] | None = None
     """Fix the label regime; both when left out."""
+    experience: Path | None = None
+    """Folder of `scripts/collect_experience.py`: start from a policy distilled from it, not from keeping everything."""
     rollouts: int = 40
     """Rollouts to collect; a rollout is n_steps decisions on every lane."""
     n_envs: int = 16
@@ -78,6 +80,11 @@ class TrainConfig:
             raise InputError(f"keep_probability {self.keep_probability} is out of range: expected above 0 and below 1")
         if self.suite == "data":
             data_folder(self.data)
+        if self.experience is not None and not any(self.experience.glob("*.safetensors")):
+            raise InputError(
+                f"experience {str(self.experience)!r} holds no task: expected a folder of .safetensors files; "
+                "make one with scripts/collect_experience.py"
+            )
 
     @property
     def source(self) -> SuiteSource:

@@ -14,12 +14,14 @@ import torch
 from stable_baselines3.common.logger import configure
 from torch import Tensor
 
+from lepton_rl.agents.distill import distilled
 from lepton_rl.agents.ppo import (
     ResumablePPO,
     actor,
     favour_keep,
     keep_probabilities,
     restore_training_state,
+    start_from,
     training_state,
 )
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
@@ -62,7 +64,7 @@ class Training:
         config = replace(config, engine=self._recorded_engine(config) or faster_engine(config))
         self.config, self._say = config, say
         arguments = {key: value for key, value in asdict(config).items() if key not in PLACES}
-        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
+        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
         self._check_folder()
         self.files = Checkpoints(config.out / "checkpoint.safetensors", "training", say)
         self.rows: list[dict[str, Any]] = []
@@ -71,11 +73,17 @@ class Training:
         self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
         self.inner = SB3VecEnv(make_env(config))
-        if saved is None:
-            self.mean, self.std = observation_statistics(self.inner, config.seed)
-        else:
+        first: NetworkPolicy | None = None
+        if saved is not None:
             self.mean, self.std = saved["observation.mean"], saved["observation.std"]
+        elif config.experience is not None:
+            first = distilled(config.experience, hidden=config.hidden, keep=config.keep_probability, seed=config.seed)
+            self.mean, self.std = first.mean, first.std
+        else:
+            self.mean, self.std = observation_statistics(self.inner, config.seed)
         self.model = self._make_model(saved)
+        if first is not None:
+            start_from(self.model, first)
 
     def _recorded_engine(self, config: TrainConfig) -> Literal["workers", "fleet"] | None:
         """Return the engine that a training found in the folder was started with, when the arguments leave it open."""
@@ -195,6 +203,8 @@ class Training:
             InputError: If the weights became non-finite; the checkpoint before is kept.
         """
         stop = stop or StopRequest()
+        if self.config.experience is not None and not self.rows:
+            self._judge_start()
         show(self.model.rollouts, self.rows[-1] if self.rows else {})
         while self.model.rollouts < self.config.rollouts:
             stop.check(f"rollout {self.model.rollouts} of {self.config.rollouts}")
@@ -208,6 +218,13 @@ class Training:
             self.model.logger.dump(self.model.num_timesteps)
             self._save()
             show(self.model.rollouts, row)
+
+    def _judge_start(self) -> None:
+        """Validate what the training starts from: PPO has to beat it."""
+        row: dict[str, Any] = {"rollout": 0, "decisions": 0, "episodes": 0}
+        self.rows.append(row)
+        self._validate(row)
+        self._save()
 
     def _rollout(self) -> dict[str, Any]:
         """Collect a rollout and learn from it; one whose worker died is collected again on new lanes."""

@@ -1,4 +1,4 @@
-"""Play training tasks under random changes of the tuned default; see `lepton_rl.agents.experience`."""
+"""Play training tasks under every plan of the portfolio; see `lepton_rl.agents.experience`."""
 
 import sys
 

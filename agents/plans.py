@@ -1,0 +1,61 @@
+"""A small portfolio of plans: what a careful person would do instead of the tuned default, and when.
+
+Each plan is a change of a few knobs at the first decision, some with one at the last, within what one action can do.
+Playing every plan on a training task tells how good each is there, not only the one that was tried: full information,
+where exploring at random would need a hundred times the runs to see an effect of a point.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
+
+FAR_DOWN, DOWN, UP, FAR_UP = 0, 1, 3, 4  # of the knobs that are scaled: /6, /2.5, x2.5, x6
+LESS, MORE = 0, 2  # of unfreeze and augmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sub-actions other than keep, by knob.
+
+    Attributes:
+        name: For people.
+        first: At the first decision.
+        last: At the last decision.
+    """
+
+    name: str
+    first: dict[str, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+
+    def actions(self, decisions: int) -> Tensor:
+        """Return the plan's actions, int64 `[decisions, 12]`."""
+        found = torch.tensor(KEEP).repeat(decisions, 1)
+        for at, moves in ((0, self.first), (decisions - 1, self.last)):
+            for knob, action in moves.items():
+                number = KNOBS.index(knob)
+                assert 0 <= action < ACTION_SIZES[number], (self.name, knob, action)
+                found[at, number] = action
+        return found
+
+
+PLANS = (
+    Plan(name="tuned default"),
+    Plan(name="rate up", first={"learning_rate": UP}),
+    Plan(name="rate down", first={"learning_rate": DOWN}),
+    Plan(name="rate far down", first={"learning_rate": FAR_DOWN}),
+    Plan(name="less entropy", first={"entropy": DOWN}),
+    Plan(name="little entropy", first={"entropy": FAR_DOWN, "diversity": DOWN}),
+    Plan(name="entropy and diversity", first={"entropy": UP, "diversity": FAR_UP}),
+    Plan(name="diversity", first={"diversity": FAR_UP}),
+    Plan(name="no adversary", first={"adversarial": FAR_DOWN}),
+    Plan(name="alignment for adversary", first={"adversarial": FAR_DOWN, "alignment": FAR_UP}),
+    Plan(name="self-training", first={"self_training": FAR_UP, "entropy": DOWN}),
+    Plan(name="rotation", first={"auxiliary": FAR_UP}),
+    Plan(name="lowest stage frozen", first={"unfreeze": LESS}),
+    Plan(name="labels only", first={"entropy": FAR_DOWN, "adversarial": FAR_DOWN, "source": FAR_DOWN}),
+    Plan(name="careful", first={"learning_rate": DOWN, "entropy": DOWN, "unfreeze": LESS}),
+    Plan(name="half-way back at the end", last={"transfer": 1}),
+)

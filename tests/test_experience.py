@@ -1,0 +1,150 @@
+"""Experience and what is distilled from it: plans, full information, choices that did not see their task, clones."""
+
+from dataclasses import asdict
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from lepton_rl.agents.distill import CLIP, choose_plans, distil, distilled, statistics, table
+from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, play
+from lepton_rl.agents.plans import PLANS, Plan
+from lepton_rl.agents.ppo import ResumablePPO, actor, start_from
+from lepton_rl.agents.validation import played_accuracy
+from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, tuned_default
+from lepton_rl.envs import spaces
+from lepton_rl.errors import InputError
+from lepton_rl.policy import KeepPolicy, SchedulePolicy
+from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.suite import TaskSuite
+
+HAS_LABELS = SIGNAL_NAMES.index("has_labels")
+
+
+def made_up(few, rng, decisions=8):
+    """Return experience in which plan 1 is worth 4 points with labels, -4 without, and all others are worth nothing."""
+    lanes = len(PLANS)
+    observations = torch.from_numpy(rng.random((lanes, decisions + 1, len(SIGNAL_NAMES)))).float()
+    observations[..., HAS_LABELS] = float(few)
+    observations[..., 0] = torch.arange(decisions + 1) / decisions
+    accuracies = torch.full((lanes, decisions + 1, 2), 0.5)
+    accuracies[1, -1] += 0.04 if few else -0.04
+    return Experience(
+        observations=observations,
+        actions=torch.stack([plan.actions(decisions) for plan in PLANS]),
+        accuracies=accuracies,
+        scores=torch.zeros(lanes, decisions + 1),
+        original=torch.tensor([0.5, 0.5]),
+        original_score=torch.tensor(0.0),
+        facts={"name": "made up", "regime": "few-label" if few else "label-free", "source_free": 0,
+               "settings": asdict(tuned_default())},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def experience():
+    rng = np.random.default_rng(0)
+    return [made_up(few=i % 2 == 0, rng=rng) for i in range(60)]
+
+
+def test_every_plan_is_a_legal_schedule_and_the_first_keeps_everything():
+    assert (PLANS[0].actions(8) == torch.tensor(KEEP)).all()
+    assert len({plan.name for plan in PLANS}) == len(PLANS)
+    for plan in PLANS:
+        actions = plan.actions(4)
+        assert actions.shape == (4, len(KNOBS))
+        assert (actions < torch.tensor(ACTION_SIZES)).all()
+        assert (actions[1:-1] == torch.tensor(KEEP)).all()
+    late = Plan(name="x", first={"entropy": 0}, last={"transfer": 1}).actions(3)
+    assert [late[0, 5], late[2, 5], late[0, 9], late[2, 9]] == [0, 2, 0, 1]
+
+
+def test_all_lanes_play_the_same_task_each_under_its_plan(suite):
+    task = suite.task("train", 1)
+    experience = play(task)
+    lanes, decisions = experience.actions.shape[:2]
+    assert lanes == len(PLANS)
+    assert torch.equal(experience.observations[:, 0], experience.observations[:1, 0].expand(lanes, -1))
+    for lane in (0, 2):
+        actions = tuple(tuple(row) for row in PLANS[lane].actions(decisions).tolist())
+        alone = played_accuracy(SchedulePolicy(actions=actions), task)
+        assert float(experience.accuracies[lane, -1].mean()) == pytest.approx(alone, abs=0.02)
+    assert experience.returns[0] == 0
+    again = Experience.load_bytes(experience.to_bytes())
+    assert torch.equal(again.accuracies, experience.accuracies)
+    assert again.facts == experience.facts
+
+
+def test_a_collection_goes_on_where_it_was(tmp_path, monkeypatch, suite, capsys):
+    monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
+    config = ExperienceConfig(out=tmp_path, tasks=2, workers=1)
+    paths = collect(config)
+    first = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    assert [path.read_bytes() for path in collect(config)] == first
+    assert capsys.readouterr().err.count("1 of 1 tasks") == 1
+
+
+def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
+    choice = choose_plans(experience)
+    few = np.array([e.facts["regime"] == "few-label" for e in experience])
+    assert (choice.plans == few).all()
+    assert choice.gain == pytest.approx(2.0, abs=0.01)  # 4 points on every second task
+    assert choice.oracle == pytest.approx(2.0, abs=0.01)
+    assert abs(choice.single) < 1.0  # plan 1 for everybody gives nothing on average
+    assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in table(experience)
+
+
+def test_where_nothing_helps_the_default_is_kept():
+    rng = np.random.default_rng(1)
+    noise = [made_up(few=True, rng=rng) for _ in range(40)]
+    for e in noise:
+        e.accuracies[1:, -1] = 0.5 - 0.02 * torch.from_numpy(rng.random((len(PLANS) - 1, 1))).float()
+    assert (choose_plans(noise).plans == 0).all()
+
+
+def test_accidents_count_no_more_than_the_limit():
+    rng = np.random.default_rng(2)
+    wild = [made_up(few=True, rng=rng) for _ in range(10)]
+    for e in wild:
+        e.accuracies[2, -1] = 1.0  # 50 points
+    assert choose_plans(wild).gain == pytest.approx(CLIP)
+
+
+def test_the_clone_does_what_was_chosen_and_fits_into_ppo(experience):
+    policy = distil(experience, choose_plans(experience), tuned_default(), hidden=(16, 16), seed=1)
+    fresh = np.random.default_rng(9)
+    for few, plan in ((True, 1), (False, 0)):
+        states = made_up(few, fresh).observations[plan, :-1]
+        taken = policy.act(states, torch.arange(8), torch.zeros(8))
+        assert (taken == PLANS[plan].actions(8)).float().mean() > 0.97
+
+    class Lanes(gymnasium.Env):
+        observation_space, action_space = spaces.observation_space(), spaces.action_space()
+
+    model = ResumablePPO("MlpPolicy", Lanes(), n_steps=8, batch_size=8, device="cpu",
+                         policy_kwargs={"net_arch": {"pi": [16, 16], "vf": [16]}})  # fmt: skip
+    start_from(model, policy)
+    back = actor(model, policy.mean, policy.std, policy.settings)
+    assert torch.equal(back.logits(states), policy.logits(states))
+
+
+def test_statistics_are_those_of_all_observations(experience):
+    mean, std = statistics(experience)
+    assert mean[HAS_LABELS] == pytest.approx(0.5)
+    assert std[HAS_LABELS] == pytest.approx(0.5, abs=0.01)
+
+
+def test_experience_of_another_default_is_refused(tmp_path, experience):
+    e = experience[0]
+    e.facts["settings"]["learning_rate"] = 0.02
+    (tmp_path / "a.safetensors").write_bytes(e.to_bytes())
+    with pytest.raises(InputError, match="was played from other settings"):
+        distilled(tmp_path, hidden=(8,), keep=0.9, seed=0)
+
+
+def test_keep_is_what_plan_zero_does(suite):
+    task = suite.task("train", 2)
+    assert KeepPolicy().settings == tuned_default()
+    assert play(task).accuracies[0, -1].mean() == pytest.approx(played_accuracy(KeepPolicy(), task), abs=0.02)
