@@ -9,13 +9,18 @@ from torch import nn
 
 from lepton_rl.adapt import AdaptResult, adapt
 from lepton_rl.artifact import SHIPPED, load_policy
+from lepton_rl.decode import Corrupt
 from lepton_rl.domain import Domain
+from lepton_rl.inspect_command import groups_of
 from lepton_rl.keeping import Keeper, keeping
-from lepton_rl.loading import load_domain, load_model
+from lepton_rl.loading import load_domain, load_model, untrained_model
+from lepton_rl.model_check import input_channels
 from lepton_rl.models import ARCHITECTURES
-from lepton_rl.own import split_source
-from lepton_rl.pretrain import pretrained
+from lepton_rl.named_models import ExpectedInput, find_named, is_named
+from lepton_rl.own import NewHead, split_source
+from lepton_rl.pretrain import pretrained, trained_here
 from lepton_rl.run import decisions_of
+from lepton_rl.task_adapter import with_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +28,11 @@ class ApplyConfig:
     """Adapt a trained network to a new domain, in one run."""
 
     model: str
-    """vgg, resnet, vgg-gn or resnet-gn, or package.module:function, which returns an nn.Module."""
+    """package.module:function, which returns an nn.Module; timm:NAME, torchvision:NAME or hf:FOLDER; or vgg, resnet,
+    vgg-gn, resnet-gn."""
     target: str
-    """New domain: a folder (one sub-folder a class, and unlabelled/), an .npz file, or digits."""
+    """New domain: a folder (one sub-folder a class, and unlabelled/), a .csv file of path,label, an .npz file, a folder
+    that datasets saved, or digits."""
     out: Path
     """Folder for the weights, history.jsonl, result.json, report.html and manifest.json; new or empty."""
     source: str | None = None
@@ -33,7 +40,7 @@ class ApplyConfig:
     test: str | None = None
     """Labelled target images for the figures before and after alone, like --target."""
     weights: Path | None = None
-    """Trained weights, .safetensors or .pt; without them a built-in model is first trained on --source."""
+    """Trained weights, .safetensors or .pt; without them a model known by name is first trained on --source."""
     policy: str = SHIPPED
     """lepton-v1 (shipped), tuned-default, or a policy file."""
     budget: int = 400
@@ -45,11 +52,19 @@ class ApplyConfig:
     classes: tuple[str, ...] = ()
     """Names of the model's outputs in their order; default the source's."""
     image_size: int | None = None
-    """Side in pixels; default the source's, or the target's own."""
+    """Side in pixels; default what a library states for its model, else the source's, or the target's own."""
     mean: tuple[float, ...] = ()
     """Per channel mean that the model was trained with, in 0..1; default that of the source."""
     std: tuple[float, ...] = ()
     """Per channel standard deviation that the model was trained with, in 0..1; default that of the source."""
+    stages: tuple[str, ...] = ()
+    """Layer groups by hand, from the image to the head: up to four texts of module names with commas between."""
+    head: str | None = None
+    """Name of the linear classifier; default the last linear layer."""
+    new_head: NewHead = "auto"
+    """Give the model a head for the classes at hand: auto = where the source has another number of classes."""
+    corrupt: Corrupt = "refuse"
+    """What to do with image files that cannot be read: refuse the first, or skip and list them."""
     overwrite: bool = False
     """Let the output of an earlier command in --out go."""
 
@@ -80,17 +95,24 @@ def apply(
 def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) -> AdaptResult:
     policy = load_policy(config.policy)
     classes = config.classes or None
-    size = None if config.image_size is None else (config.image_size, config.image_size)
-    source = None if config.source is None else load_domain(config.source, classes=classes, size=size)
+    expected = _expected(config, say)
+    size = None if expected is None else expected.size
+    if config.image_size is not None:
+        size = (config.image_size, config.image_size)
+
+    def load(text: str, names: Sequence[str] | None, default: tuple[int, int] | None) -> Domain:
+        return load_domain(text, classes=names, size=size or default, corrupt=config.corrupt)
+
+    source = None if config.source is None else load(config.source, classes, None)
     # Labels of the target count or name the model's outputs; its images take the size of the source.
     known = classes or (None if source is None else source.classes)
-    target = load_domain(config.target, classes=known, size=size or _size(source))
+    target = load(config.target, known, _size(source))
     test = None
     if config.test is not None:
-        test = load_domain(config.test, classes=known or target.classes, size=size or _size(source or target))
+        test = load(config.test, known or target.classes, _size(source or target))
     model = _model(config, source, say)
     keeper.check_stop("loading")
-    return adapt(
+    result = adapt(
         model,
         source=source,
         target=target,
@@ -100,11 +122,46 @@ def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) ->
         seed=config.seed,
         folds=config.folds,
         classes=classes,
-        image_size=config.image_size,
-        normalisation=(config.mean, config.std) if config.mean or config.std else None,
+        image_size=size,
+        normalisation=_normalisation(config, expected, say),
+        stages=groups_of(config.stages),
+        head=config.head,
+        new_head=config.new_head,
         progress=sys.stderr.isatty(),
         keeper=keeper,
     )
+    for note in (*_skipped(source, target, test), *result.notes):
+        say(f"note: {note}")
+    return result
+
+
+def _skipped(*domains: Domain | None) -> list[str]:
+    lost = [(d.name, len(d.reading.skipped)) for d in domains if d is not None and d.reading and d.reading.skipped]
+    return [
+        f"{count} files of {name} cannot be read and were skipped; lepton inspect lists them" for name, count in lost
+    ]
+
+
+def _expected(config: ApplyConfig, say: Callable[[str], None]) -> ExpectedInput | None:
+    """Return what a library states about the images of its model."""
+    expected = find_named(config.model).expected if is_named(config.model) else None
+    if expected is not None and config.image_size is None:
+        height, width = expected.size
+        say(f"images are read at {height}x{width} pixels, as {config.model} states; --image-size takes another side")
+    return expected
+
+
+def _normalisation(
+    config: ApplyConfig, expected: ExpectedInput | None, say: Callable[[str], None]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return what was typed, or what the library states, unless the model was trained here."""
+    if config.mean or config.std:
+        return config.mean, config.std
+    if expected is None or (config.weights is None and not find_named(config.model).trained):
+        return None
+    mean, std = ([round(value, 3) for value in values] for values in (expected.mean, expected.std))
+    say(f"standardised with mean {mean} and std {std}, as {config.model} states; --mean and --std take others")
+    return expected.mean, expected.std
 
 
 def _size(domain: Domain | None) -> tuple[int, int] | None:
@@ -112,10 +169,15 @@ def _size(domain: Domain | None) -> tuple[int, int] | None:
 
 
 def _model(config: ApplyConfig, source: Domain | None, say: Callable[[str], None]) -> nn.Module:
-    if config.model not in ARCHITECTURES or config.weights is not None or source is None:
+    named = is_named(config.model) and not find_named(config.model).trained
+    if not (named or config.model in ARCHITECTURES) or config.weights is not None or source is None:
         return load_model(config.model, config.weights)
     if config.image_size is not None:
         source = source.resized(config.image_size, config.image_size)
     train, _ = split_source(source, config.seed)
     say(f"training {config.model} on {len(train)} labelled images of {source.name}, as no --weights are given")
-    return pretrained(config.model, train)
+    if not named:
+        return pretrained(config.model, train)
+    model = untrained_model(config.model)
+    train = train.with_channels(input_channels(model, train.images.shape[1]))
+    return trained_here(with_classes(model, config.head, train.n_classes), config.model, train)

@@ -5,7 +5,6 @@ that command is called, so that `lepton --help` and `lepton report` do not wait 
 """
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -45,16 +44,6 @@ class ReportConfig:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The folder that was given as --out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """Show the layer groups of a model, or the card of a policy file."""
-
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
-    """lepton-v1, a policy file, vgg, resnet, vgg-gn, resnet-gn, or package.module:function."""
-    weights: Path | None = None
-    """Weights of the model, .safetensors or .pt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,51 +225,6 @@ def _load_report() -> tuple[type, Callable[[Any, list[str]], None]]:
     return ReportConfig, run
 
 
-def _load_inspect() -> tuple[type, Callable[[Any, list[str]], None]]:
-    return InspectConfig, _inspect
-
-
-def _inspect(config: InspectConfig, argv: list[str]) -> None:
-    del argv
-    if config.what == SHIPPED or config.what.endswith(".safetensors"):
-        _inspect_policy(config.what)
-    else:
-        _inspect_model(config)
-
-
-def _inspect_policy(what: str) -> None:
-    from lepton_rl.artifact import PolicyArtifact, shipped_policy_path
-
-    path = shipped_policy_path() if what == SHIPPED else Path(what)
-    artifact = PolicyArtifact.load(path)
-    widths = [artifact.policy.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in artifact.policy.layers)]
-    facts = {
-        "file": str(path),
-        "network": " - ".join(map(str, widths)) + " (signals, hidden layers, logits of all knobs)",
-        "starts from": artifact.policy.settings.to_json(),
-        **artifact.card,
-    }
-    lines = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in facts.items()]
-    print_table(["policy", ""], lines, words=2)
-
-
-def _inspect_model(config: InspectConfig) -> None:
-    from lepton_rl.inspect_model import layer_groups
-    from lepton_rl.loading import load_model
-    from lepton_rl.models import ARCHITECTURES, build_model
-
-    if config.what in ARCHITECTURES and config.weights is None:
-        model: Any = build_model(config.what, channels=1, n_classes=10)
-    else:
-        model = load_model(config.what, config.weights)
-    lines = [
-        [g.name, ", ".join(g.modules) or "-", f"{g.parameters:,}", str(g.batch_norms), str(g.unfrozen_from)]
-        for g in layer_groups(model)
-    ]
-    titles = ["group", "modules", "parameters", "batch\nnorms", "trained from\nunfrozen_stages"]
-    print_table(titles, lines, words=2)
-
-
 COMMANDS = {
     "demo": Command(summary="adapt to held-out domains beside Optuna, in minutes", load=_load_demo),
     "train": Command(summary="train a policy over many tasks", load=_load_train),
@@ -288,7 +232,10 @@ COMMANDS = {
     "export": Command(summary="write a run's model as ONNX and torch.export", load=_in("lepton_rl.export.command")),
     "benchmark": Command(summary="compare arms on held-out tasks, with intervals", load=_load_benchmark),
     "report": Command(summary="write report.html anew from a finished command's folder", load=_load_report),
-    "inspect": Command(summary="show a model's layer groups or a policy's card", load=_load_inspect),
+    "inspect": Command(
+        summary="show a model's layer groups, a data set's faults, a policy's card",
+        load=_in("lepton_rl.inspect_command"),
+    ),
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lepton_rl.arrays import UNLABELLED
+from lepton_rl.data_summary import copies, shared_images
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.model_check import check_model, input_channels
@@ -74,13 +75,14 @@ def own_task(
     decisions_of(budget)
     shape = _shape(model, source or target, image_size)
     _check_is_model(model)
-    plan = _plan(model, stages, head)
+    plan = plan_of(model, stages, head)
     facts = check_model(model, *shape, plan)
     renewed = _wants_new_head(new_head, facts.n_classes, classes, source)
     names = _class_names(None if renewed else facts.n_classes, classes, source, target)
     if source is not None:
         source = _prepared(source, shape, names, "source").labelled()
     target = _prepared(target, shape, names, "target")
+    hidden_test = None if test is None else _test(test, shape, names)
     train, val = (None, None) if source is None else split_source(source, seed)
     mean, std = _normalisation(normalisation, shape[0], target if train is None else train)
     support, probe = split_labelled(target.labelled(), seed)
@@ -88,6 +90,7 @@ def own_task(
         channels=shape[0], height=shape[1], width=shape[2], mean=tuple(mean.tolist()), std=tuple(std.tolist())
     )
     notes, previous = list(facts.notes), None
+    notes += _data_notes(names, train, support, target, hidden_test)
     if renewed:
         previous = copy.deepcopy(model.get_submodule(plan.head))
         model = _renewed(model, plan, train or support or target, way)
@@ -110,10 +113,24 @@ def own_task(
         target_unlabelled=target.take(order).without_labels(),
         plan=plan,
     )
-    hidden = HiddenTask(target_test=None if test is None else _test(test, shape, names))
+    hidden = HiddenTask(target_test=hidden_test)
     assert previous is None or isinstance(previous, nn.Linear)
     task = AdaptationTask(visible=visible, hidden=hidden, notes=tuple(notes), previous_head=previous)
     return task, way
+
+
+def plan_of(model: nn.Module, stages: Sequence[Sequence[str]] | None, head: str | None) -> StagePlan:
+    """Return the layer groups of a model: those given, or those found.
+
+    Raises:
+        TypeError: If the groups are no sequences of names.
+        InputError: As `find_stages` and `stages_by_hand`.
+    """
+    if stages is None:
+        return find_stages(model, head)
+    if isinstance(stages, str) or any(isinstance(group, str) for group in stages):
+        raise TypeError(f"stages are {stages!r}: expected groups of module names, for example [['conv1'], ['layer1']]")
+    return stages_by_hand(model, stages, head)
 
 
 def split_source(source: Domain, seed: int) -> tuple[Domain, Domain]:
@@ -166,17 +183,31 @@ def _check_types(target: Domain, source: Domain | None, test: Domain | None, bud
         raise InputError(f"seed {seed} is out of range: expected 0 to 2^63 - 1; choose a smaller one")
 
 
+def _data_notes(
+    names: tuple[str, ...], train: Domain | None, support: Domain | None, target: Domain, test: Domain | None
+) -> list[str]:
+    """Say what a person should know of the images before believing the figures."""
+    notes = []
+    for what, domain in (("source", train), ("target", target)):
+        if domain is None or not domain.has_labels:
+            continue
+        absent = [name for i, name in enumerate(names) if not (domain.labels == i).any()]
+        if absent:
+            notes.append(f"the {what} has no labelled image of {_some(absent)}")
+        twice = copies(domain.images, domain.labels).contradicting
+        if twice:
+            notes.append(f"{twice} images are in the {what} with two labels, of which one must be wrong")
+    if test is not None:
+        for what, domain in (("source", train), ("labelled target", support)):
+            same = 0 if domain is None else shared_images(test.images, domain.images)
+            if same:
+                notes.append(f"{same} of {len(test)} test images are also in the {what} images: test figures flatter")
+    return notes
+
+
 def _check_is_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: expected a torch.nn.Module from images to logits")
-
-
-def _plan(model: nn.Module, stages: Sequence[Sequence[str]] | None, head: str | None) -> StagePlan:
-    if stages is None:
-        return find_stages(model, head)
-    if isinstance(stages, str) or any(isinstance(group, str) for group in stages):
-        raise TypeError(f"stages are {stages!r}: expected groups of module names, for example [['conv1'], ['layer1']]")
-    return stages_by_hand(model, stages, head)
 
 
 def _wants_new_head(new_head: NewHead, n_outputs: int, classes: Sequence[str] | None, source: Domain | None) -> bool:

@@ -14,11 +14,13 @@ from lepton_rl.augment import augment
 from lepton_rl.cache import cache_folder, write_atomically
 from lepton_rl.domain import Domain
 from lepton_rl.models import StagedNet, build_model
+from lepton_rl.outputs import as_logits, logits_of
 from lepton_rl.storage import chunks
 
 VERSION = 1  # raise when the recipe below changes, so that old cache entries are not taken for new ones
 BATCH = 64
 LEARNING_RATE = 3e-3
+LIBRARY_RATE = 1e-3  # for networks of libraries, which are deeper
 AUGMENTATION = 0.3
 AT_ONCE = 2**26  # values that are turned into floating-point numbers at once
 
@@ -59,13 +61,58 @@ def pretrained(
     channels = source.images.shape[1]
     model = build_model(architecture, channels=channels, n_classes=source.n_classes, width=width, seed=seed)
     key = {"architecture": architecture, "width": width, "steps": steps, "seed": seed, "version": VERSION}
+    _train_once(model, source, architecture, key, steps=steps, seed=seed, rate=LEARNING_RATE, cache=cache)
+    return model
+
+
+def trained_here(
+    model: nn.Module, name: str, source: Domain, *, steps: int = 300, seed: int = 0, cache: Path | None = None
+) -> nn.Module:
+    """Train a network of a library in place, on labelled images, and return it in evaluation mode.
+
+    Args:
+        model: With random weights that depend on the name alone.
+        name: For the cache.
+        source: Labelled images.
+        steps: Gradient steps, as in `pretrained`.
+        seed: Seed of the batches.
+        cache: As in `pretrained`.
+    """
+    shapes = [list(value.shape) for value in model.state_dict().values()]
+    key = {
+        "model": name,
+        "shapes": shapes,
+        "torch": torch.__version__,
+        "steps": steps,
+        "seed": seed,
+        "version": VERSION,
+    }
+    _train_once(model, source, name.replace(":", "-"), key, steps=steps, seed=seed, rate=LIBRARY_RATE, cache=cache)
+    return model
+
+
+def _train_once(
+    model: nn.Module,
+    source: Domain,
+    name: str,
+    key: dict[str, object],
+    *,
+    steps: int,
+    seed: int,
+    rate: float,
+    cache: Path | None,
+) -> None:
+    """Take the weights from the cache, or train and put them there."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    digest.update(str(source.images.shape).encode() + source.images.tobytes() + source.labels.tobytes())
-    path = (cache or cache_folder()) / "pretrained" / f"{architecture}-{digest.hexdigest()[:24]}.safetensors"
+    digest.update(str(source.images.shape).encode())
+    for part in chunks(source.images):
+        digest.update(source.images[part].tobytes())
+    digest.update(source.labels.tobytes())
+    path = (cache or cache_folder()) / "pretrained" / f"{Path(name).name}-{digest.hexdigest()[:24]}.safetensors"
     if not _load(model, path):
-        _train(model, source, steps, seed)
-        write_atomically(path, save(model.state_dict()))
-    return model.eval()
+        _train(model, source, steps, seed, rate)
+        write_atomically(path, save(dict(model.state_dict())))
+    model.eval()
 
 
 def _load(model: nn.Module, path: Path) -> bool:
@@ -79,19 +126,26 @@ def _load(model: nn.Module, path: Path) -> bool:
     return True
 
 
-def _train(model: nn.Module, source: Domain, steps: int, seed: int) -> None:
+def _train(model: nn.Module, source: Domain, steps: int, seed: int, rate: float) -> None:
     rng = np.random.default_rng(seed)
     mean, std = (torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in channel_statistics(source.images))
-    images, labels = torch.from_numpy(source.images), torch.from_numpy(source.labels)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    images, labels = source.images, torch.from_numpy(source.labels)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     seeds, strength = torch.tensor([seed]), torch.tensor([AUGMENTATION])
     model.train()
     for step in range(steps):
         rows = torch.from_numpy(rng.integers(0, len(source), BATCH))
-        pixels = augment((images[rows].float() / 255)[None], strength, seeds, torch.tensor([step]))[0]
-        loss = nn.functional.cross_entropy(model((pixels - mean) / std), labels[rows])
+        batch = torch.from_numpy(images[rows.numpy()])
+        pixels = augment((batch.float() / 255)[None], strength, seeds, torch.tensor([step]))[0]
+        loss = nn.functional.cross_entropy(_scores(model, (pixels - mean) / std), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+
+
+def _scores(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model in training mode; the first of several, where it also has auxiliary ones."""
+    output = logits_of(model(pixels))
+    return as_logits(output[0] if isinstance(output, tuple) else output)

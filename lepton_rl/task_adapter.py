@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.preprocessing import CHUNK, Preprocessing
+from lepton_rl.stages import find_stages
 
 MAX_ITERATIONS = 500  # of the logistic regression; a hundred are usual
 
@@ -42,6 +43,22 @@ def with_head(model: nn.Module, name: str, head: nn.Linear) -> nn.Module:
     other = copy.deepcopy(model).eval()
     other.set_submodule(name, copy.deepcopy(head).to(old.weight.device, old.weight.dtype))
     return other
+
+
+def with_classes(model: nn.Module, name: str | None, n_classes: int) -> nn.Module:
+    """Return a copy of an untrained model with a head for so many classes.
+
+    Args:
+        model: With random weights.
+        name: Dotted name of the head; default the last linear layer.
+        n_classes: Outputs of the new head.
+    """
+    name = find_stages(model, name).head
+    width = model.get_submodule(name).in_features
+    assert isinstance(width, int)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return with_head(model, name, nn.Linear(width, n_classes))
 
 
 def fitted_head(model: nn.Module, name: str, domain: Domain, way: Preprocessing) -> nn.Linear:

@@ -180,7 +180,7 @@ def test_report_writes_the_page_anew(good, tmp_path, capsys):
 def test_inspect_a_model(data, capsys):
     assert main(["inspect", "vgg", "--weights", str(data / "vgg.safetensors")]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"stage 4 +stages\.3 +1,184 +1 +1 ", shown)  # conv 9 * 8 * 16 and two numbers a channel
+    assert re.search(r"stage 4 +stages\.3 +1,184 +1 +0 +1 ", shown)  # conv 9 * 8 * 16 and two numbers a channel
     assert main(["inspect", "resnet"]) == 0
 
 
