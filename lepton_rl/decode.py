@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lepton_rl.arrays import luma, one_line
 from lepton_rl.errors import InputError
-from lepton_rl.storage import blank_images, mapped
+from lepton_rl.storage import blank_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,7 +101,7 @@ def read_images(
         raise InputError(f"none of {len(files)} images can be read, the first being {skipped[0]}: replace them")
     images = images[: len(kept)]
     if channels is None and grey:
-        images = mapped(images, (1, *images.shape[2:]), lambda part: part[:, :1])
+        images = _one_channel(images)
     reading = Reading(sizes=dict(sizes.most_common()), skipped=tuple(skipped))
     return Decoded(images=images, kept=np.asarray(kept, dtype=np.int64), reading=reading)
 
@@ -114,6 +114,15 @@ def _decoded(files: Sequence[Path], size: tuple[int, int] | None) -> Iterator[tu
         for start in range(0, len(files), AT_ONCE):
             part = files[start : start + AT_ONCE]
             yield from pool.map(lambda file: _try_image(file, size), part)
+
+
+def _one_channel(images: Pixels) -> Pixels:
+    """Keep the first channel, in the same place: row after row moves down, onto what has been moved already."""
+    n, _, height, width = images.shape
+    packed = images.reshape(-1)[: n * height * width].reshape(n, 1, height, width)
+    for i in range(n):
+        packed[i] = images[i, :1]
+    return packed
 
 
 def _set_filters() -> None:
