@@ -137,6 +137,14 @@ class TunerArm(Arm):
         """Whether a search of k runs is not the beginning of a longer one, so that each number is searched apart."""
         return False
 
+    @property
+    def needs_files(self) -> bool:
+        """Whether its state is more than an Optuna study, and stays in files where studies are in a database."""
+        return False
+
+    def forget(self, storage: Storage | None, runs: Sequence[int]) -> None:
+        """Remove what the search has kept and nobody needs any more: the rows of these numbers of runs are made."""
+
     @abstractmethod
     def search(self, task: VisibleTask, seed: int, runs: int, storage: Storage | None = None) -> Iterator[Trial]:
         """Run `runs` trials, one after the other.

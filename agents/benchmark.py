@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lepton_rl.agents.arms import find_arm
+from lepton_rl.agents.arms import TunerArm, find_arm
 from lepton_rl.agents.cells import Bench, Cell, Lesson, Place, Row, pupil
 from lepton_rl.agents.crew import Crew, Done, cores
 from lepton_rl.agents.leaderboard import LOCAL, TOLERANCE, Submission, differences, read_submission, sampled, submit
@@ -214,10 +214,17 @@ def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig, stop: Stop
                     progress.advance(bar)
                     if done.problem is None:
                         rows_file.append(_with_references(done.value, references[done.job.place]))
+                        _forget(done.job, bench)
                     else:
                         failed.append(done)
     if failed:
         raise CellsFailed(_complaint(failed, config))
+
+
+def _forget(cell: Cell, bench: Bench) -> None:
+    arm = find_arm(cell.arm)
+    if isinstance(arm, TunerArm):
+        arm.forget(bench.storage(cell, arm), bench.runs)
 
 
 def _lessons(bench: Bench, config: BenchmarkConfig, missing: list[Cell], stop: StopRequest) -> dict[str, list[Any]]:

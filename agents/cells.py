@@ -196,8 +196,9 @@ class Bench:
             return arm.taught([self.lesson(*pair) for pair in zip(wanted, tasks, strict=True)])
         return arm.taught(self.lessons[pupil(name, policy)])
 
-    def _storage(self, cell: Cell) -> Storage | None:
-        if self.database is not None:
+    def storage(self, cell: Cell, arm: TunerArm) -> Storage | None:
+        """Return where a tuner keeps its state."""
+        if self.database is not None and not arm.needs_files:
             url, prefix = self.database
             return Database(url=url, study=f"{prefix}-{cell.journal(Path()).stem}")
         return None if self.journals is None else cell.journal(self.journals)
@@ -208,13 +209,13 @@ class Bench:
         """Tune; when the database goes away, wait for it, and go on with what it holds then."""
         for wait in PATIENCE:
             try:
-                return tuned(arm, task, seed, runs, self._storage(cell))
+                return tuned(arm, task, seed, runs, self.storage(cell, arm))
             except (SQLAlchemyError, StorageInternalError):
                 if self.database is None:
                     raise
                 time.sleep(wait)
         try:
-            return tuned(arm, task, seed, runs, self._storage(cell))
+            return tuned(arm, task, seed, runs, self.storage(cell, arm))
         except (SQLAlchemyError, StorageInternalError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:120]
             raise InputError(

@@ -146,6 +146,11 @@ class AdaptationRun:
                 self._finite[lane] = self.engine.snapshot(lane)
         return diverged
 
+    def adopt(self, lane: int, weights: dict[str, Tensor]) -> None:
+        """Let a lane go on from other weights, another lane's `checkpoint` for example; its moments start anew."""
+        self.engine.restore(lane, weights)
+        self._finite[lane] = weights
+
     def checkpoint(self, lane: int) -> dict[str, Tensor]:
         """Return the weights and statistics after the last decision; always finite."""
         return self._finite[lane]

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from test_benchmark import TinySuite, configure, rows_of
 from lepton_rl import datasets
 from lepton_rl.agents import benchmark as module
 from lepton_rl.agents import cells as cells_module
+from lepton_rl.agents import population
 from lepton_rl.agents.arm import Database
 from lepton_rl.agents.arms import find_arm, replayed
 from lepton_rl.agents.benchmark import benchmark, summary_table
 from lepton_rl.agents.book import Book
 from lepton_rl.agents.leaderboard import differences, read_submission, sampled
+from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
 from lepton_rl.errors import InputError
 from lepton_rl.suite import SPLITS
@@ -248,6 +251,43 @@ def test_two_benchmarks_with_one_seed_give_the_same_rows_except_seconds(tmp_path
     assert {row["runs"] for row in found[0] if row["arm"] == "pbt"} == {1, 2}
 
 
+class Killed(BaseException):
+    """Nothing in the way may catch it."""
+
+
+def test_a_killed_population_goes_on_from_its_last_decision_to_the_same_rows(tmp_path, monkeypatch):
+    """And its file is gone when its rows are made."""
+    monkeypatch.setattr(population, "KEEP_SECONDS", 0.0)
+    config = configure(tmp_path / "whole", arms=("pbt-warm",), runs=(6,), tasks=1, splits=("held-out-tasks",))
+    benchmark(config, TinySuite)
+    assert not list((config.out / "optuna").glob("*"))
+    steps, go_on = [], Member.go_on
+
+    def killed(self):
+        steps.append(self.steps)
+        if len(steps) == 6 + 3:  # in the middle of the second and last decision
+            raise Killed
+        go_on(self)
+
+    monkeypatch.setattr(Member, "go_on", killed)
+    parts = dataclasses.replace(config, out=tmp_path / "parts")
+    with pytest.raises(Killed):
+        benchmark(parts, TinySuite)
+    assert [path.name for path in (parts.out / "optuna").glob("*")] == ["pbt-warm-held-out-tasks-0000-0.6.safetensors"]
+    benchmark(parts, TinySuite)
+    assert steps[9:] == [5] * 6  # the first decision is not made again
+    assert rows_of(parts.out, "seconds") == rows_of(config.out, "seconds")
+    assert not list((parts.out / "optuna").glob("*"))
+
+
+def test_the_seconds_of_a_population_are_counted_once(tmp_path):
+    began = time.perf_counter()
+    config = configure(tmp_path / "out", arms=("pbt",), runs=(4,), tasks=1, splits=("held-out-tasks",))
+    benchmark(config, TinySuite)
+    [row] = rows_of(config.out)
+    assert 0 < row["seconds"] < time.perf_counter() - began
+
+
 # ----- a database
 
 
@@ -378,6 +418,7 @@ sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
 import test_benchmark_suites as tests
 from lepton_rl.agents.benchmark import benchmark
+from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
 if __name__ == "__main__":
     out = Path({str(tmp_path)!r})

@@ -15,6 +15,7 @@ from tiny import lane_weights, same, task
 from lepton_rl.agents import judge  # noqa: F401 - engines report to the meter
 from lepton_rl.agents import tuner as module
 from lepton_rl.agents.arms import Trial, best_so_far, find_arm, population_based
+from lepton_rl.agents.population import Member
 from lepton_rl.agents.search_space import LEARNING_RATES, Space
 from lepton_rl.controls import KEEP, WEIGHT_RANGE, tuned_default
 from lepton_rl.errors import InputError
@@ -271,7 +272,7 @@ def test_a_population_takes_the_budget_of_its_runs_and_copies_the_best():
 
 def test_the_worst_members_go_on_from_the_best():
     visible = task(2, budget=20)
-    members = [population_based._Member(visible, 7, tuned_default()) for _ in range(6)]
+    members = [Member(visible, 7, tuned_default()) for _ in range(6)]
     for number, member in enumerate(members):
         member.go_on()
         member.candidates[-1] = dataclasses.replace(member.candidates[-1], score=float(number))

@@ -6,76 +6,23 @@ rate and the loss weights by 1.2 or 1 / 1.2 each (explore). Optimizer moments st
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import optuna
-import torch
 
-from lepton_rl import rollout as runs_of
 from lepton_rl.agents.arm import Storage, Trial, TunerArm
+from lepton_rl.agents.population import Member, PopulationFile
 from lepton_rl.agents.search_space import Space
 from lepton_rl.agents.tuner import WORST_SCORE
-from lepton_rl.controls import KEEP, LEARNING_RATE_RANGE, WEIGHT_RANGE, ControlSettings, tuned_default
-from lepton_rl.rollout import RunResult
-from lepton_rl.run import AdaptationRun
-from lepton_rl.selection import ORIGINAL, Candidate, visible_score
-from lepton_rl.solo import SoloEngine
+from lepton_rl.controls import LEARNING_RATE_RANGE, WEIGHT_RANGE, ControlSettings, tuned_default
+from lepton_rl.meter import measuring
 from lepton_rl.task import VisibleTask
 
 FACTOR = 1.2
 SHARE = 5  # the worst and the best fifth
-
-
-class _Member:
-    """One run of the population, with the checkpoints of the weights that it descends from."""
-
-    def __init__(self, task: VisibleTask, seed: int, settings: ControlSettings) -> None:
-        self.engine, self.settings = SoloEngine(task), settings
-        self.run = AdaptationRun(self.engine)
-        self.run.start({0: (task, seed, settings)})
-        self.diverged = False
-        self.candidates: list[Candidate] = []
-        self._add(ORIGINAL, "source")
-
-    def _add(self, name: str, side: str = "target") -> None:
-        views = self.engine.views("source") if side == "source" else self.run.views
-        score = float(visible_score(self.engine, views)[0])
-        self.candidates.append(Candidate(name=name, weights=self.run.checkpoint(0), score=score))
-
-    @property
-    def score(self) -> float:
-        last = self.candidates[-1].score
-        return last if np.isfinite(last) and not self.diverged else WORST_SCORE
-
-    def go_on(self) -> None:
-        """Train until the next decision."""
-        if self.run.over[0]:
-            return
-        _, outcome = self.run.step(torch.tensor([KEEP]))
-        self.diverged = outcome.diverged[0]
-        self._add(f"decision {self.run.decision[0]}")
-
-    def become(self, other: "_Member", rng: np.random.Generator) -> None:
-        """Copy another member and explore around its knobs."""
-        self.engine.restore(0, other.run.checkpoint(0))
-        self.candidates = list(other.candidates)
-        self.settings = explored(other.settings, rng)
-        self.run.controls = self.run.controls.put(0, self.settings)
-
-    def finish(self, seconds: float) -> RunResult:
-        """Let the guard choose, as in every run."""
-        chosen, reason = runs_of.choose_weights(self.engine, self.candidates)
-        return RunResult(
-            engine=self.engine,
-            chosen=chosen.name,
-            reason=reason,
-            score=chosen.score,
-            steps=int(self.engine.step_count[0]),
-            seconds=seconds,
-            diverged=self.diverged,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,27 +40,47 @@ class PopulationBased(TunerArm):
         """A population of four is not the beginning of one of eight."""
         return True
 
+    @property
+    def needs_files(self) -> bool:
+        """Weights are no business of a database of studies."""
+        return True
+
     def search(self, task: VisibleTask, seed: int, runs: int, storage: Storage | None = None) -> Iterator[Trial]:
-        """Train the population and yield its members; a killed one begins anew."""
-        del storage
+        """Train the population and yield its members; a killed one goes on from the decision that was kept last."""
         began = time.perf_counter()
         rng = np.random.default_rng((seed, runs))
-        members = [_Member(task, seed, settings) for settings in self._beginning(task, seed, runs)]
-        while not all(member.run.over[0] for member in members):
-            for member in members:
-                member.go_on()
-            exploit(members, rng)
-        seconds = (time.perf_counter() - began) / runs
-        for member in members:
-            result = member.finish(seconds)
+        kept = PopulationFile(_file(storage, runs), seed)
+        with measuring() as meter:
+            with measuring() as restart:
+                members = [Member(task, seed, settings) for settings in self._beginning(task, seed, runs)]
+                before = kept.restore(members, rng)
+            resumed = bool(before["seconds"])
+            remembered = [member.steps for member in members]
+            while not all(member.run.over[0] for member in members):
+                for member in members:
+                    member.go_on()
+                exploit(members, rng)
+                seen = meter.images - (restart.images if resumed else 0) + before["images"]
+                kept.keep(members, rng, {"seconds": before["seconds"] + time.perf_counter() - began, "images": seen})
+        seconds = before["seconds"] + time.perf_counter() - began
+        for number, member in enumerate(members):
+            result = member.finish(seconds / runs)
             score = float(np.nan_to_num(result.score, nan=WORST_SCORE, neginf=WORST_SCORE))
             yield Trial(
                 score=score,
                 steps=result.steps,
-                seconds=seconds,
+                seconds=0.0 if number else seconds,  # all of them were trained before the first is told
                 settings=member.settings,
                 result=lambda result=result: result,  # type: ignore[misc]
+                remembered=remembered[number],
+                # The images of coming back are no part of the search.
+                remembered_images=0 if number or not resumed else int(before["images"]) - restart.images,
             )
+
+    def forget(self, storage: Storage | None, runs: Sequence[int]) -> None:
+        """Remove the weights that were kept."""
+        for number in runs:
+            PopulationFile(_file(storage, number), 0).forget()
 
     def _beginning(self, task: VisibleTask, seed: int, runs: int) -> list[ControlSettings]:
         space = Space.of(task)
@@ -122,7 +89,7 @@ class PopulationBased(TunerArm):
         return [tuned_default(), *drawn[1:]] if self.warm else drawn
 
 
-def exploit(members: list[_Member], rng: np.random.Generator) -> None:
+def exploit(members: list[Member], rng: np.random.Generator) -> None:
     """Let the worst members become copies of the best ones, unless the run is over."""
     alive = sorted((m for m in members if not m.run.over[0]), key=lambda m: m.score)  # stable: ties by number
     count = max(1, len(alive) // SHARE) if len(alive) > 1 else 0
@@ -130,7 +97,7 @@ def exploit(members: list[_Member], rng: np.random.Generator) -> None:
     for worst in alive[:count]:
         teacher = best[int(rng.integers(count))]
         if teacher.score > worst.score:
-            worst.become(teacher, rng)
+            worst.become(teacher, explored(teacher.settings, rng))
 
 
 def explored(settings: ControlSettings, rng: np.random.Generator) -> ControlSettings:
@@ -141,6 +108,10 @@ def explored(settings: ControlSettings, rng: np.random.Generator) -> ControlSett
 
     weights = {t: moved(w, *WEIGHT_RANGE) if w else 0.0 for t, w in settings.weights.items()}
     return replace(settings, learning_rate=moved(settings.learning_rate, *LEARNING_RATE_RANGE), weights=weights)
+
+
+def _file(storage: Storage | None, runs: int) -> Path | None:
+    return storage.with_suffix(f".{runs}.safetensors") if isinstance(storage, Path) else None
 
 
 _SOURCE = "Jaderberg et al. 2017, Population based training of neural networks"
