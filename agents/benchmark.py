@@ -33,7 +33,9 @@ from lepton_rl.agents.ray_crew import RayCrew
 from lepton_rl.agents.rows import RowFile, check_joins, fingerprint, write_json
 from lepton_rl.agents.statistics import summarise
 from lepton_rl.agents.suites import SUITES, MakeSuite, SuiteChoice
+from lepton_rl.cache import remove_unfinished
 from lepton_rl.errors import InputError
+from lepton_rl.lock import beside, locked
 from lepton_rl.manifest import check_free, write_manifest
 from lepton_rl.report import benchmark_report
 from lepton_rl.report.figures import write_figures
@@ -56,13 +58,20 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
             so it must be a function of a module.
 
     Raises:
-        InputError: If an argument is wrong, `out` holds rows of another benchmark, or what is verified differs.
+        InputError: If an argument is wrong, `out` holds rows of another benchmark or is in use by another process,
+            or what is verified differs.
         CellsFailed: If cells failed; the others are kept, and the same call tries only the failed ones again.
         Stopped: If SIGTERM or SIGUSR2 came: the cells at hand are abandoned, all others are kept.
     """
-    if config.verify is not None:
-        return _verified(config, config.verify, make_suite)
-    make_suite = make_suite or _suite(config).maker()
+    with locked(beside(config.out), config.out), stop_on_signals() as stop:
+        for folder in (config.out, config.out / "figures"):
+            remove_unfinished(folder)
+        if config.verify is not None:
+            return _verified(config, config.verify, make_suite)
+        return _compared(config, make_suite or _suite(config).maker(), stop)
+
+
+def _compared(config: BenchmarkConfig, make_suite: MakeSuite, stop: StopRequest) -> dict[str, Any]:
     cells = plan(config)
     common = _fingerprint(config)
     check_joins(config.out, common)
@@ -73,8 +82,7 @@ def benchmark(config: BenchmarkConfig, make_suite: MakeSuite | None = None) -> d
     extra = {"fingerprint": common, **about}
     write_manifest(config.out, command="lepton benchmark", arguments=arguments, extra=extra)
     rows_file.rewrite(row for rows in done.values() for row in rows)
-    with stop_on_signals() as stop:
-        _make([cell for cell in cells if cell not in done], _bench(config, make_suite, common), config, stop)
+    _make([cell for cell in cells if cell not in done], _bench(config, make_suite, common), config, stop)
     rows = sorted(rows_file.read(), key=row_order)
     rows_file.rewrite(rows)
     summary = summarise(rows, seed=config.seed) | {"notes": notes(config)}

@@ -122,8 +122,7 @@ class Training:
     # ----- files
 
     def _check_folder(self) -> None:
-        for name in (MANIFEST, "log.csv", "policy.safetensors"):
-            remove_unfinished(self.config.out / name)
+        remove_unfinished(self.config.out)
         manifest = self.config.out / MANIFEST
         if manifest.is_file():
             try:

@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+UNFINISHED = ".part"  # how the names of temporary files end
+
 
 def cache_folder() -> Path:
     """Return `LEPTON_CACHE`, or `lepton_rl` in the user's cache folder."""
@@ -20,7 +22,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: If it cannot be written, for example on a full disk; `path` is as before then, and named.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -47,7 +49,8 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_unfinished(path: Path) -> None:
-    """Remove the temporary files that `write_atomically` of a killed process left beside `path`."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that `write_atomically` of a killed process left in a folder."""
+    for left in folder.glob(f".*{UNFINISHED}"):
+        if left.is_file():
+            left.unlink(missing_ok=True)

@@ -74,8 +74,7 @@ class Checkpoints:
             InputError: If all are damaged, or one was written by another version or for something else.
         """
         fresh = self.path.with_suffix(".next" + self.path.suffix)
-        for path in (self.path, self.previous, fresh):
-            remove_unfinished(path)
+        remove_unfinished(self.path.parent)
         fresh.unlink(missing_ok=True)  # of a process that was killed before it took its place
         damaged: list[Path] = []
         for path in (self.path, self.previous):

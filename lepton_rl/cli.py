@@ -18,7 +18,6 @@ from lepton_rl import __version__
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.console import print_table, say
 from lepton_rl.errors import InputError
-from lepton_rl.lock import beside, locked
 from lepton_rl.stopping import Stopped, Unfinished
 
 FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
@@ -182,8 +181,7 @@ def _benchmark(config: Any) -> dict[str, Any]:  # noqa: ANN401
     from lepton_rl.agents.benchmark import CellsFailed, benchmark
 
     try:
-        with locked(beside(config.out), config.out):
-            return benchmark(config)
+        return benchmark(config)
     except CellsFailed as error:
         raise SystemExit(_fail(str(error), FAILED)) from error
 

@@ -16,7 +16,22 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULT_TESTS = ("fault", "full_disk", "damaged", "not_finite", "worker", "a_signal", "clock", "share_a_folder")
+JOBS = ("train", "real-train", "adapt", "benchmark")
+NOTHING = '{"random_kills": 0, "write_kills": 0, "identical": false}'
+FAULT_TESTS = (
+    *("fault", "full_disk", "damaged", "not_finite", "diverged"),
+    *("worker", "a_signal", "clock", "share_a_folder"),
+)
+    "fault",
+    "full_disk",
+    "damaged",
+    "not_finite",
+    "worker",
+    "a_signal",
+    "clock",
+    "share_a_folder",
+    "diverged",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +43,7 @@ class TrustConfig:
     run: bool = True
     """Run quick versions of what is missing."""
     kills: int = 20
-    """Of a training, at random moments, in the quick version."""
+    """Of each kind of work, at random moments."""
     inputs: int = 10_000
     """Of the fuzzer, in the quick version."""
     minutes: float = 2.0
@@ -46,10 +61,13 @@ def soak(config: TrustConfig, path: Path) -> None:
 
 
 def kills(config: TrustConfig, path: Path) -> None:
-    """Kill a quick training again and again."""
-    with tempfile.TemporaryDirectory() as folder:
-        said = _call("tests/killing.py", folder, config.kills, 16)
-    path.write_text(said.splitlines()[-1] + "\n")
+    """Kill trainings, an adaptation and a benchmark again and again."""
+    found = []
+    for job in JOBS:
+        with tempfile.TemporaryDirectory() as folder:
+            said = _call("tests/killing.py", job, Path(folder) / "kills", config.kills)
+        found.append(json.loads((said.splitlines() or [NOTHING])[-1]))
+    path.write_text(json.dumps(found) + "\n")
 
 
 def tests(config: TrustConfig, path: Path) -> None:
@@ -57,7 +75,7 @@ def tests(config: TrustConfig, path: Path) -> None:
     del config
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
-        files = [f"tests/test_{name}.py" for name in ("faults", "resume", "trust")]
+        files = [f"tests/test_{name}.py" for name in ("faults", "resume", "adapt_resume", "trust")]
         _call("-m", "pytest", "-q", "-k", "not trust_report and not twenty_kills", f"--junitxml={xml}", *files)
         cases = list(ET.parse(xml).getroot().iter("testcase"))
     counts = {}
@@ -97,9 +115,10 @@ def table(found: dict[str, Any]) -> tuple[list[tuple[str, str]], bool]:
     parsers = (found.get("fuzz") or {"parsers": {}})["parsers"].values()
     inputs = sum(row["inputs"] for row in parsers)
     add("inputs fuzzed", inputs - sum(row["failed"] for row in parsers), inputs)
-    killed = found.get("kills") or {"random_kills": 0, "write_kills": 0, "identical": False}
-    total = killed["random_kills"] + killed["write_kills"]
-    add("kills resumed to the bit", total if killed["identical"] else 0, total)
+    jobs = found.get("kills") or [json.loads(NOTHING)]
+    counts = [(job["random_kills"] + job["write_kills"], job["identical"]) for job in jobs]
+    whole = whole and all(same for _, same in counts)
+    add("kills resumed to the bit", sum(n for n, same in counts if same), sum(n for n, _ in counts))
     add("malicious files refused", *checked["malicious"])
     soaked = found.get("soak")
     if soaked is None:

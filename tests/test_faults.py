@@ -222,7 +222,8 @@ def test_the_trust_report_reads_what_the_scripts_left(tmp_path):
     (tmp_path / "fuzz.json").write_text(json.dumps({"parsers": {"npz": fuzzed, "rows": fuzzed}, "peak_mib": 300}))
     soaked = {"minutes": 60.0, "mib_per_minute": 0.01, "handles_leaked": 0, "contract_broken": 0, "passed": True}
     (tmp_path / "soak.json").write_text(json.dumps(soaked))
-    (tmp_path / "kills.json").write_text(json.dumps({"random_kills": 20, "write_kills": 18, "identical": True}))
+    killed = {"random_kills": 20, "write_kills": 18, "identical": True}
+    (tmp_path / "kills.json").write_text(json.dumps([killed, killed | {"write_kills": 0}]))
     (tmp_path / "tests.json").write_text(json.dumps({"faults": [16, 16], "malicious": [36, 36]}))
     script = Path(__file__).resolve().parent.parent / "scripts" / "trust_report.py"
     arguments = [sys.executable, str(script), "--results", str(tmp_path), "--no-run"]
@@ -230,7 +231,7 @@ def test_the_trust_report_reads_what_the_scripts_left(tmp_path):
     assert done.returncode == 0, done.stderr
     table = done.stdout
     assert "inputs fuzzed                120 of 120" in table
-    assert "kills resumed to the bit     38 of 38" in table
+    assert "kills resumed to the bit     58 of 58" in table
     assert "+0.010 MiB a minute" in table
     soaked["passed"] = False
     (tmp_path / "soak.json").write_text(json.dumps(soaked))
