@@ -22,16 +22,6 @@ FAULT_TESTS = (
     *("fault", "full_disk", "damaged", "not_finite", "diverged"),
     *("worker", "a_signal", "clock", "share_a_folder"),
 )
-    "fault",
-    "full_disk",
-    "damaged",
-    "not_finite",
-    "worker",
-    "a_signal",
-    "clock",
-    "share_a_folder",
-    "diverged",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
