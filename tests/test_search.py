@@ -16,7 +16,8 @@ from lepton_rl.agents import search as module
 from lepton_rl.agents.arms import found
 from lepton_rl.agents.arms.found import checked_actions, known_beforehand
 from lepton_rl.agents.crew import Done
-from lepton_rl.agents.search import DEFAULT, PER_REGIME, SCHEDULE, Played, SearchConfig, search
+from lepton_rl.agents.search import DEFAULT, PER_REGIME, SCHEDULE, SearchConfig, search
+from lepton_rl.agents.trials import Played
 from lepton_rl.controls import ControlSettings
 from lepton_rl.errors import InputError
 from lepton_rl.objective import NEEDS_SOURCE
