@@ -101,7 +101,7 @@ def stages_by_hand(model: nn.Module, stages: Sequence[Sequence[str]], head: str 
                 f"{', '.join(map(repr, _children('', model)[:4]))}; see lepton inspect MODEL"
             )
         inside = [other for other in (*names, head) if other != name and _inside(other, name)]
-        if inside or names.count(name) > 1:
+        if inside or names.count(name) > 1 or name == head:
             raise InputError(
                 f"stages name {name!r} beside {(inside or [name])[0]!r}, which is part of it: expected every module "
                 "in one group, and the head in none; name its parts"
