@@ -21,15 +21,18 @@ from lepton_rl.own import NewHead, split_source
 from lepton_rl.pretrain import pretrained, trained_here
 from lepton_rl.run import decisions_of
 from lepton_rl.task_adapter import with_classes
+from lepton_rl.warm_start import filled_in, image_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig:
     """Adapt a trained network to a new domain, in one run."""
 
-    model: str
+    model: str = ""
     """package.module:function, which returns an nn.Module; timm:NAME, torchvision:NAME or hf:FOLDER; or vgg, resnet,
     vgg-gn, resnet-gn."""
+    warm_start: Path | None = None
+    """--out of an earlier run: start from its weights, with its model, classes, image size and standardisation."""
     target: str
     """New domain: a folder (one sub-folder a class, and unlabelled/), a .csv file of path,label, an .npz file, a folder
     that datasets saved, or digits."""
@@ -83,6 +86,7 @@ def apply(
         InputError: If something cannot be used; nothing is written then.
         Stopped: If SIGTERM or SIGUSR2 came; the last decision is kept, and the same call goes on.
     """
+    config = filled_in(config)
     decisions_of(config.budget)  # what is wrong on the command line is said before anything is read
     with keeping(config.out, overwrite=config.overwrite) as keeper:
         result = _applied(config, keeper, say or (lambda _: None))
@@ -96,9 +100,7 @@ def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) ->
     policy = load_policy(config.policy)
     classes = config.classes or None
     expected = _expected(config, say)
-    size = None if expected is None else expected.size
-    if config.image_size is not None:
-        size = (config.image_size, config.image_size)
+    size = image_size(config) or (None if expected is None else expected.size)
 
     def load(text: str, names: Sequence[str] | None, default: tuple[int, int] | None) -> Domain:
         return load_domain(text, classes=names, size=size or default, corrupt=config.corrupt)
@@ -143,7 +145,9 @@ def _skipped(*domains: Domain | None) -> list[str]:
 
 
 def _expected(config: ApplyConfig, say: Callable[[str], None]) -> ExpectedInput | None:
-    """Return what a library states about the images of its model."""
+    """Return what a library states about the images of its model; an earlier run knows better."""
+    if config.warm_start is not None:
+        return None
     expected = find_named(config.model).expected if is_named(config.model) else None
     if expected is not None and config.image_size is None:
         height, width = expected.size

@@ -228,6 +228,7 @@ COMMANDS = {
     "train": Command(summary="train a policy over many tasks", load=_load_train),
     "adapt": Command(summary="adapt a trained network to a new domain, in one run", load=_load_adapt),
     "export": Command(summary="write a run's model as ONNX and torch.export", load=_in("lepton_rl.export.command")),
+    "drift": Command(summary="say whether new images call for adapting again", load=_in("lepton_rl.drift_command")),
     "benchmark": Command(summary="compare arms on held-out tasks, with intervals", load=_load_benchmark),
     "report": Command(summary="write report.html anew from a finished command's folder", load=_load_report),
     "inspect": Command(

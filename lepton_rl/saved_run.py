@@ -13,8 +13,10 @@ from lepton_rl.loading import load_model
 from lepton_rl.models import ARCHITECTURES
 from lepton_rl.named_models import is_named
 from lepton_rl.preprocessing import Preprocessing
+from lepton_rl.stages import find_stages
 
 WEIGHTS, HISTORY, MANIFEST = "weights.safetensors", "history.jsonl", "manifest.json"
+REFERENCE = "reference.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,14 @@ class SavedRun:
         classes: Names of the model's outputs.
         preprocessing: What images go through on their way into the model.
         model_name: What `--model` was; empty for a run that was started in Python.
+        head: Dotted name of the model's classifier; empty if the run does not say.
     """
 
     folder: Path
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     model_name: str
+    head: str
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
@@ -55,6 +59,7 @@ class SavedRun:
             classes=tuple(classes),
             preprocessing=Preprocessing.from_json(facts.get("preprocessing"), str(path)),
             model_name=_model_name(folder / MANIFEST),
+            head=str(facts.get("head", "")),
         )
 
     def load(self, name: str | None = None) -> nn.Module:
@@ -69,13 +74,25 @@ class SavedRun:
         Raises:
             InputError: If the model must be named, is unknown, or does not fit the weights.
         """
+        return load_model(self.name_of(name), self.folder / WEIGHTS)
+
+    def name_of(self, name: str | None) -> str:
+        """Return the name of the model, given or as the run was made; as `load`."""
         if name is None and self.model_name not in ARCHITECTURES and not is_named(self.model_name):
             made = f"with {self.model_name!r}" if self.model_name else "in Python"
             raise InputError(
                 f"run {str(self.folder)!r} was made {made}, which no file may import: expected the model's name; "
                 f"give --model {self.model_name or 'package.module:function'}"
             )
-        return load_model(name or self.model_name, self.folder / WEIGHTS)
+        return name or self.model_name
+
+    def head_of(self, model: nn.Module) -> str:
+        """Return the name of the classifier of the loaded model.
+
+        Raises:
+            InputError: If the model has no such layer.
+        """
+        return find_stages(model, self.head or None).head
 
 
 def _facts(path: Path) -> Mapping[str, object]:

@@ -88,7 +88,7 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", shown, re.MULTILINE) for name in COMMANDS)
-    assert set(COMMANDS) == {"demo", "train", "adapt", "export", "benchmark", "report", "inspect"}
+    assert set(COMMANDS) == {"demo", "train", "adapt", "export", "drift", "benchmark", "report", "inspect"}
     assert main([]) == 0
     assert capsys.readouterr().out == shown
 
