@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lepton_rl import discrepancy
 
 SPLITS, DRAWS = 400, 50
+TOGETHER = 50
 LEVEL = 0.99
 LEAST_IMAGES, LEAST_REFERENCE = 20, 40
 WIDEST = 128
@@ -80,8 +82,7 @@ def measure_drift(reference: Tensor, new: Tensor, seed: int = 0) -> Drift:
         rows = torch.from_numpy(rng.permutation(len(new))[:size])
         return split()[0], new[rows]
 
-    usual = np.stack([_gaps(*split()) for _ in range(SPLITS)])
-    found = np.stack([_gaps(*draw()) for _ in range(DRAWS)]).mean(0)
+    usual, found = _gaps(split, SPLITS), _gaps(draw, DRAWS).mean(0)
     mean, spread = usual.mean(0), np.maximum(usual.std(0), 1e-9)
     threshold = float(np.quantile(((usual - mean) / spread).max(1), LEVEL))
     score, limit = (found - mean) / spread, mean + threshold * spread
@@ -92,8 +93,14 @@ def measure_drift(reference: Tensor, new: Tensor, seed: int = 0) -> Drift:
     )
 
 
-def _gaps(one: Tensor, other: Tensor) -> np.ndarray:
-    return np.array([float(gap(one, other)) for gap in GAPS.values()])
+def _gaps(pair: Callable[[], tuple[Tensor, Tensor]], n: int) -> NDArray[np.float64]:
+    """Return all gaps of n pairs of samples, `[n, signals]`; pairs are measured together, as lanes."""
+    parts = []
+    for start in range(0, n, TOGETHER):
+        pairs = [pair() for _ in range(min(TOGETHER, n - start))]
+        one, other = (torch.stack(side) for side in zip(*pairs, strict=True))
+        parts.append(torch.stack([gap(one, other) for gap in GAPS.values()], dim=1).double().numpy())
+    return np.concatenate(parts)
 
 
 def _narrow(reference: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:

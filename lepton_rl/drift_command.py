@@ -132,4 +132,4 @@ def _new_images(text: str, saved: SavedRun) -> tuple[Domain, str | None]:
         return load_domain(text, classes=saved.classes, size=size), None
     except InputError as error:
         new = load_domain(text, size=size)  # what else is wrong is told by this
-        return new, str(error).partition(":")[0]
+        return new, str(error).partition(": expected")[0]
