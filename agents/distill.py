@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_rl.agents.experience import Experience
-from lepton_rl.agents.plans import PLANS
+from lepton_rl.agents.plans import CHOICES, PLANS, STOPPED
 from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
@@ -37,7 +37,7 @@ class Choice:
     """Which plan each task of the experience gets, judged by trees that did not see it.
 
     Attributes:
-        plans: Number of the plan per task, int64 `[tasks]`; 0 = the tuned default.
+        plans: Number of the plan among `CHOICES` per task, int64 `[tasks]`; 0 = the tuned default.
         margin: Points that a plan had to promise.
         gain: Mean points above the tuned default of these choices.
         standard_error: Of the gain.
@@ -55,7 +55,7 @@ class Choice:
 
 def choose_plans(experience: Sequence[Experience], seed: int = 0) -> Choice:
     """Learn what plans are worth where, and choose."""
-    worth = np.stack([e.returns.clamp(-CLIP, CLIP).numpy() for e in experience])
+    worth = np.stack([returns(e) for e in experience]).clip(-CLIP, CLIP)
     expected, single = _cross_fitted(np.stack([e.observations[0, 0].numpy() for e in experience]), worth, seed)
     best = expected.argmax(1)
     rows = np.arange(len(worth))
@@ -88,6 +88,20 @@ def _cross_fitted(context: np.ndarray, worth: np.ndarray, seed: int) -> tuple[np
     return expected, float(np.mean(single))
 
 
+def returns(e: Experience) -> np.ndarray:
+    """Return the points above the tuned default of every choice on a task, `[choices]`."""
+    default = e.accuracies[0].mean(-1)
+    stopped = [100 * (default[plan.end(len(default) - 1)] - default[-1]) for plan in STOPPED]
+    return torch.cat([e.returns, torch.stack(stopped)]).numpy()
+
+
+def cloned(e: Experience, choice: int) -> tuple[Tensor, Tensor]:
+    """Return what a choice saw and did on a task: observations `[decisions, signals]`, actions `[decisions, 12]`."""
+    lane = choice if choice < len(PLANS) else 0  # a stopped run is the tuned default's up to there
+    actions = CHOICES[choice].actions(e.actions.shape[1])
+    return e.observations[lane, : len(actions)], actions
+
+
 def _oracle(e: Experience) -> float:
     """Return the points of the best plan, chosen on one half of target_eval and paid on the other."""
     last = e.accuracies[:, -1]
@@ -115,9 +129,9 @@ def distil(
         seed: Of the first weights.
     """
     mean, std = statistics(experience)
-    chosen = [(e, int(plan)) for e, plan in zip(experience, choice.plans, strict=True)]
-    states = (torch.cat([e.observations[plan, :-1] for e, plan in chosen]) - mean) / std
-    actions = torch.cat([e.actions[plan] for e, plan in chosen])
+    runs = [cloned(e, int(plan)) for e, plan in zip(experience, choice.plans, strict=True)]
+    states = (torch.cat([seen for seen, _ in runs]) - mean) / std
+    actions = torch.cat([done for _, done in runs])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(states.shape[1], hidden)
@@ -197,10 +211,10 @@ def table(experience: Sequence[Experience]) -> str:
     groups = {name: members for name, members in groups.items() if members}
     lines = ["| plan | " + " | ".join(f"{name} ({len(members)})" for name, members in groups.items()) + " |"]
     lines.append("|---|" + "---|" * len(groups))
-    for i, plan in enumerate(PLANS):
+    for i, plan in enumerate(CHOICES):
         cells = []
         for members in groups.values():
-            returns = np.array([float(e.returns[i]) for e in members])
-            cells.append(f"{returns.mean():+.2f} ± {returns.std() / len(returns) ** 0.5:.2f}")
+            points = np.array([returns(e)[i] for e in members])
+            cells.append(f"{points.mean():+.2f} ± {points.std() / len(points) ** 0.5:.2f}")
         lines.append(f"| {plan.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

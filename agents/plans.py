@@ -24,11 +24,17 @@ class Plan:
         name: For people.
         first: At the first decision.
         last: At the last decision.
+        stop: Share of the decisions after which the run is stopped; None = it goes on to the end.
     """
 
     name: str
     first: dict[str, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
+    stop: float | None = None
+
+    def end(self, decisions: int) -> int:
+        """Return after how many decisions with gradient steps the run is over."""
+        return decisions if self.stop is None else int(self.stop * decisions)
 
     def actions(self, decisions: int) -> Tensor:
         """Return the plan's actions, int64 `[decisions, 12]`."""
@@ -38,6 +44,9 @@ class Plan:
                 number = KNOBS.index(knob)
                 assert 0 <= action < ACTION_SIZES[number], (self.name, knob, action)
                 found[at, number] = action
+        if self.stop is not None:
+            found = found[: self.end(decisions) + 1]
+            found[-1, KNOBS.index("stop")] = 1
         return found
 
 
@@ -59,3 +68,7 @@ PLANS = (
     Plan(name="careful", first={"learning_rate": DOWN, "entropy": DOWN, "unfreeze": LESS}),
     Plan(name="half-way back at the end", last={"transfer": 1}),
 )
+
+STOPPED = (Plan(name="stop at once", stop=0.0), Plan(name="stop half-way", stop=0.5))
+"""The tuned default, ended early; what that gives can be read off the tuned default's own run."""
+CHOICES = (*PLANS, *STOPPED)

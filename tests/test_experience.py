@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lepton_rl.agents.distill import CLIP, choose_plans, distil, distilled, statistics, table
+from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, returns, statistics, table
 from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, play
-from lepton_rl.agents.plans import PLANS, Plan
+from lepton_rl.agents.plans import PLANS, STOPPED, Plan
 from lepton_rl.agents.ppo import ResumablePPO, actor, start_from
 from lepton_rl.agents.validation import played_accuracy
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, tuned_default
@@ -56,6 +56,8 @@ def test_every_plan_is_a_legal_schedule_and_the_first_keeps_everything():
         assert actions.shape == (4, len(KNOBS))
         assert (actions < torch.tensor(ACTION_SIZES)).all()
         assert (actions[1:-1] == torch.tensor(KEEP)).all()
+    assert [len(plan.actions(8)) for plan in STOPPED] == [1, 5]
+    assert [plan.actions(8)[-1, -1] for plan in STOPPED] == [1, 1]
     late = Plan(name="x", first={"entropy": 0}, last={"transfer": 1}).actions(3)
     assert [late[0, 5], late[2, 5], late[0, 9], late[2, 9]] == [0, 2, 0, 1]
 
@@ -94,6 +96,15 @@ def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
     assert choice.oracle == pytest.approx(2.0, abs=0.01)
     assert abs(choice.single) < 1.0  # plan 1 for everybody gives nothing on average
     assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in table(experience)
+
+
+def test_stopping_is_read_off_the_default_and_cloned_with_its_states(experience):
+    e = experience[0]
+    e.accuracies[0] = torch.tensor([0.5, 0.6, 0.7, 0.6, 0.65, 0.6, 0.5, 0.4, 0.3])[:, None]
+    assert returns(e)[len(PLANS) :] == pytest.approx([20.0, 35.0])
+    seen, done = cloned(e, len(PLANS) + 1)
+    assert torch.equal(seen, e.observations[0, :5])
+    assert done[:, -1].tolist() == [0, 0, 0, 0, 1]
 
 
 def test_where_nothing_helps_the_default_is_kept():
