@@ -26,7 +26,7 @@ from lepton_rl.policy import NetworkPolicy
 
 CLIP = 15.0  # points; one run in a hundred is an accident that says little of the next
 FOLDS = 5
-TREES, LEAF, FEATURES = 300, 8, 0.3
+TREES, LEAF, FEATURES = 200, 5, 0.3
 MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
 MIN_STD = 0.05  # signals that hardly move in training must not explode on a task where they do
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 400, 3e-3, 1e-3
