@@ -154,8 +154,10 @@ def distil(
     return NetworkPolicy(mean=mean, std=std, layers=layers, settings=start)
 
 
-def distilled(folder: Path, *, hidden: Sequence[int], keep: float, seed: int) -> NetworkPolicy:
-    """Return the policy distilled from a folder of experience.
+def distilled(
+    folder: Path, *, hidden: Sequence[int], keep: float, seed: int
+) -> tuple[NetworkPolicy, dict[str, float | int]]:
+    """Return the policy distilled from a folder of experience, and facts for its card.
 
     Args:
         folder: Of `scripts/collect_experience.py`.
@@ -174,7 +176,18 @@ def distilled(folder: Path, *, hidden: Sequence[int], keep: float, seed: int) ->
                 f"{folder}: task {e.facts['name']} was played from other settings: expected today's tuned default; "
                 "collect it again"
             )
-    return distil(experience, choose_plans(experience, seed), start, hidden=hidden, smoothing=1 - keep, seed=seed)
+    choice = choose_plans(experience, seed)
+    facts = {
+        "tasks": len(experience),
+        "runs": sum(len(e.actions) for e in experience),
+        "steps": sum(len(e.actions) * int(e.facts["budget"]) for e in experience),
+        "margin": choice.margin,
+        "gain": choice.gain,
+        "gain_standard_error": choice.standard_error,
+        "gain_of_the_best_single_plan": choice.single,
+        "gain_of_the_best_plan_per_task": choice.oracle,
+    }
+    return distil(experience, choice, start, hidden=hidden, smoothing=1 - keep, seed=seed), facts
 
 
 def read_experience(folder: Path) -> list[Experience]:

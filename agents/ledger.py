@@ -61,7 +61,8 @@ def training_cost(card: Card, steps: float, pace: float | None) -> dict[str, flo
 
     A card may say so itself (`cost`: `runs`, `steps`, `seconds`). Otherwise it follows from the arguments of `lepton
     train`: a run has at most eight decisions, every training task and every validation task is played once by the
-    tuned default too, and a run takes as many steps as the policy's here.
+    tuned default too, and a run takes as many steps as the policy's here. The experience that it was distilled from is
+    counted as the card says (`experience`: `runs`, `steps`).
 
     Args:
         card: Of the policy.
@@ -76,9 +77,10 @@ def training_cost(card: Card, steps: float, pace: float | None) -> dict[str, flo
         played = told["rollouts"] * told["n_envs"] * told["n_steps"] / DECISIONS
         validations = math.ceil(told["rollouts"] / told["validate_every"]) + 1
         runs = math.ceil(played + min(told["tasks"], played) + validations * told["validation_tasks"])
+        before = card.get("experience", {"runs": 0, "steps": 0})
+        return _cost(runs + before["runs"], runs * steps + before["steps"], pace)
     except (KeyError, TypeError, ZeroDivisionError):
         return {"runs": None, "steps": None, "seconds": None}
-    return _cost(runs, runs * steps, pace)
 
 
 def search_cost(found: Card, steps: float, pace: float | None) -> dict[str, float | None]:

@@ -70,6 +70,7 @@ class Training:
         self.rows: list[dict[str, Any]] = []
         self.best = -np.inf
         self.policy_file = b""
+        self.taught: dict[str, Any] = {}  # by experience, before the first rollout
         self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
         self.inner = SB3VecEnv(make_env(config))
@@ -77,7 +78,9 @@ class Training:
         if saved is not None:
             self.mean, self.std = saved["observation.mean"], saved["observation.std"]
         elif config.experience is not None:
-            first = distilled(config.experience, hidden=config.hidden, keep=config.keep_probability, seed=config.seed)
+            first, self.taught = distilled(
+                config.experience, hidden=config.hidden, keep=config.keep_probability, seed=config.seed
+            )
             self.mean, self.std = first.mean, first.std
         else:
             self.mean, self.std = observation_statistics(self.inner, config.seed)
@@ -151,6 +154,7 @@ class Training:
         self._check_same(checkpoint.facts["arguments"])
         self.rows = list(checkpoint.facts["rows"])
         self.best = -np.inf if checkpoint.facts["best"] is None else float(checkpoint.facts["best"])
+        self.taught = dict(checkpoint.facts.get("taught", {}))
         self.policy_file = bytes(checkpoint.tensors["policy_file"].tolist())
         self._write_results()
         return checkpoint.tensors
@@ -163,7 +167,7 @@ class Training:
             "policy_file": torch.tensor(list(self.policy_file), dtype=torch.uint8),
         }
         best = float(self.best) if np.isfinite(self.best) else None
-        facts = {"arguments": self.arguments, "rows": self.rows, "best": best}
+        facts = {"arguments": self.arguments, "rows": self.rows, "best": best, "taught": self.taught}
         self.files.save(Checkpoint(tensors=tensors, facts=facts))
         self._write_results()
 
@@ -186,7 +190,7 @@ class Training:
             "decisions": self.model.num_timesteps,
             "validation": {k: v for k, v in self.rows[-1].items() if k.startswith("validation")},
             "versions": versions(),
-        }
+        } | ({"experience": self.taught} if self.taught else {})
         return PolicyArtifact(policy=self._actor(), card=card).to_bytes()
 
     def _actor(self) -> NetworkPolicy:

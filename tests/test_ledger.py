@@ -27,6 +27,9 @@ def rows(policy=0.7):
 
 def test_the_cost_of_training_follows_from_the_card():
     assert training_cost(CARD, 100.0, 0.02) == {"runs": RUNS, "steps": 100 * RUNS, "seconds": 2 * RUNS}
+    taught = CARD | {"experience": {"tasks": 2, "runs": 10, "steps": 700}}
+    assert training_cost(taught, 100.0, 0.02)["runs"] == RUNS + 10
+    assert training_cost(taught, 100.0, 0.02)["steps"] == 100 * RUNS + 700
     assert training_cost({"cost": {"runs": 5, "steps": 50}}, 100.0, 0.02) == {"runs": 5, "steps": 50, "seconds": None}
     assert training_cost({"arguments": {}}, 100.0, None) == {"runs": None, "steps": None, "seconds": None}
 

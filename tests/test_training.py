@@ -12,8 +12,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.torch import load_file
 from stable_baselines3 import PPO
 
+from lepton_rl.agents import distill, training_env
 from lepton_rl.agents import training as training_module
-from lepton_rl.agents import training_env
+from lepton_rl.agents.experience import play
+from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv, lane_info
 from lepton_rl.agents.train import TrainConfig, train
@@ -164,6 +166,37 @@ def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
     assert "--out" not in artifact.card["command"]
     actions = artifact.policy.act(torch.zeros(1, len(SIGNALS)), torch.zeros(1), torch.zeros(1))
     assert actions.shape == (1, len(ACTION_SIZES))
+
+
+def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, suite, tmp_path: Path, monkeypatch):
+    """The start is validated as row 0 and can be the best; what a resumed training knows is in its checkpoint."""
+    monkeypatch.setattr(distill, "TREES", 5)
+    taught = tmp_path / "experience"
+    taught.mkdir()
+    for index in range(6):
+        (taught / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
+    arguments = tiny | {"experience": taught, "learning_rate": 1e-9, "hidden": (8,)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(TrainConfig(out=whole, rollouts=2, **arguments), progress=False)
+    for rollouts in (1, 2):
+        train(TrainConfig(out=parts, rollouts=rollouts, **arguments), progress=False)
+    a, b = (load_file(folder / "checkpoint.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a if key.startswith(("policy.", "optimizer")))
+    rows = list(csv.DictReader((whole / "log.csv").read_text().splitlines()))
+    assert [row["rollout"] for row in rows] == ["0", "1", "2"]
+    assert rows[0]["validation_return"]
+    artifact = PolicyArtifact.load(whole / "policy.safetensors")
+    assert artifact.card["experience"]["runs"] == 6 * len(PLANS)
+    start, facts = distill.distilled(taught, hidden=(8,), keep=0.93, seed=3)
+    assert facts["tasks"] == 6
+    # Nothing was learned at that rate: what came out is what went in.
+    observations = torch.rand(20, len(SIGNALS))
+    assert torch.allclose(artifact.policy.logits(observations), start.logits(observations), atol=1e-3)
+
+
+def test_a_folder_without_experience_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no task"):
+        TrainConfig(experience=tmp_path)
 
 
 def test_a_folder_of_another_training_is_refused(tiny, tmp_path: Path):
