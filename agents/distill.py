@@ -207,27 +207,3 @@ def _network(signals: int, hidden: Sequence[int]) -> nn.Sequential:
     for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.Tanh()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], sum(ACTION_SIZES)))
-
-
-def table(experience: Sequence[Experience]) -> str:
-    """Return what every plan was worth, by label regime, as a Markdown table for people."""
-    groups = {
-        "all": list(experience),
-        **{
-            f"{regime}{', source-free' if free else ''}": [
-                e for e in experience if e.facts["regime"] == regime and bool(e.facts["source_free"]) == free
-            ]
-            for regime in ("few-label", "label-free")
-            for free in (False, True)
-        },
-    }
-    groups = {name: members for name, members in groups.items() if members}
-    lines = ["| plan | " + " | ".join(f"{name} ({len(members)})" for name, members in groups.items()) + " |"]
-    lines.append("|---|" + "---|" * len(groups))
-    for i, plan in enumerate(CHOICES):
-        cells = []
-        for members in groups.values():
-            points = np.array([returns(e)[i] for e in members])
-            cells.append(f"{points.mean():+.2f} ± {points.std() / len(points) ** 0.5:.2f}")
-        lines.append(f"| {plan.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

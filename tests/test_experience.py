@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, returns, statistics, table
+from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, returns, statistics
 from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, play
+from lepton_rl.agents.headroom import headroom, headroom_table, plans_table
 from lepton_rl.agents.plans import PLANS, STOPPED, Plan
 from lepton_rl.agents.ppo import ResumablePPO, actor, start_from
 from lepton_rl.agents.validation import played_accuracy
@@ -38,6 +39,7 @@ def made_up(few, rng, decisions=8):
         original=torch.tensor([0.5, 0.5]),
         original_score=torch.tensor(0.0),
         facts={"name": "made up", "regime": "few-label" if few else "label-free", "source_free": 0,
+               "label_skew": 0.0, "base": "digits", "budget": 40, "architecture": "vgg",
                "settings": asdict(tuned_default())},
     )  # fmt: skip
 
@@ -95,7 +97,22 @@ def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
     assert choice.gain == pytest.approx(2.0, abs=0.01)  # 4 points on every second task
     assert choice.oracle == pytest.approx(2.0, abs=0.01)
     assert abs(choice.single) < 1.0  # plan 1 for everybody gives nothing on average
-    assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in table(experience)
+    assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in plans_table(experience)
+
+
+def test_headroom_is_paid_on_images_that_did_not_choose():
+    e = made_up(few=True, rng=np.random.default_rng(0))
+    e.accuracies[:] = 0.5
+    e.accuracies[3, -1] = torch.tensor([0.6, 0.5])  # luck: good on one half only
+    e.accuracies[5, 4] = torch.tensor([0.58, 0.58])  # real, and over by the end
+    default, original, best, moment, lucky = headroom(e)
+    assert (default, original) == (0.5, 0.0)
+    # Chosen on the first half: plan 3, worth nothing on the second; chosen on the second: a tie, plan 0.
+    assert best == pytest.approx(0.0)
+    # Chosen on the first half: plan 3 again; on the second: plan 5 at its moment, worth 8 points on the first.
+    assert moment == pytest.approx(4.0)
+    assert lucky == pytest.approx((10 + 8) / 2)
+    assert "| budget 40 | 1 | 0.500 | +0.0 ± 0.0 | +0.0 ± 0.0 | +4.0 ± 0.0 | +9.0 ± 0.0 |" in headroom_table([e])
 
 
 def test_stopping_is_read_off_the_default_and_cloned_with_its_states(experience):

@@ -1,0 +1,36 @@
+"""Print what there is to gain over the tuned default on collected tasks; see `lepton_rl.agents.headroom`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from lepton_rl.agents.distill import choose_plans, read_experience
+from lepton_rl.agents.headroom import headroom_table, plans_table
+from lepton_rl.cli import exit_code
+from lepton_rl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Headroom of tasks, what each plan is worth, and how much of it can be told from the first signals."""
+
+    experience: Path = Path("runs/experience")
+    """Folder of scripts/collect_experience.py."""
+
+
+def _headroom() -> int:
+    arguments = tyro.cli(Arguments)
+    experience = read_experience(arguments.experience)
+    if not experience:
+        raise InputError(f"experience {str(arguments.experience)!r} holds no task: expected .safetensors files")
+    choice = choose_plans(experience)
+    print(headroom_table(experience), plans_table(experience), sep="\n\n", end="\n\n")
+    print(f"one plan for all tasks, chosen on other tasks: {choice.single:+.2f} points above the tuned default")
+    print(f"a plan by the first signals, chosen on other tasks: {choice.gain:+.2f} ± {choice.standard_error:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(_headroom))
