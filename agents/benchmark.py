@@ -204,7 +204,7 @@ def _make(missing: list[Cell], bench: Bench, config: BenchmarkConfig, stop: Stop
     places = [place for place in dict.fromkeys(cell.place for cell in missing) if place not in references]
     failed: list[Done] = []
     with _one_thread(), _progress() as progress:
-        bar = progress.add_task("lessons", total=len(missing) + len(places))
+        bar = progress.add_task("preparing", total=len(missing) + len(places))
         bench = replace(bench, lessons=_lessons(bench, config, missing, stop))
         with _crew(bench, config, len(missing) + len(places), stop) as crew:
             progress.update(bar, description="references")

@@ -47,7 +47,8 @@ class RayCrew:
     ) -> None:
         try:
             ray = importlib.import_module("ray")
-        except ImportError:
+            ray.init  # noqa: B018 - a folder called `ray` can be imported too
+        except (ImportError, AttributeError):
             raise InputError(
                 f"address {address!r} needs Ray, which is not installed: expected `pip install lepton_rl[ray]`"
             ) from None
