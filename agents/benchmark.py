@@ -239,9 +239,10 @@ def _lessons(bench: Bench, config: BenchmarkConfig, missing: list[Cell], stop: S
     """Show training tasks to the arms that want to see some beforehand; what they took from them is kept."""
     path = config.out / "lessons.json"
     try:
-        known: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    known: dict[str, list[Any]] = found if isinstance(found, dict) else {}
     wanted = [
         Lesson(arm=arm, policy=policy, index=index)
         for arm, policy in sorted({(cell.arm, cell.policy) for cell in missing})

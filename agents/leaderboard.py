@@ -72,7 +72,7 @@ def read_submission(path: Path) -> Submission:
         cells = [cell_of(row) for row in found.rows]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a file that `--submit` wrote, check the path") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is no submission: expected a file that `lepton benchmark --submit` wrote") from None
     if form != FORMAT or not cells:
         raise InputError(f"{path} has format {form!r} and {len(cells)} rows: expected format {FORMAT} with rows")

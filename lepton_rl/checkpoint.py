@@ -106,7 +106,7 @@ def _to_bytes(checkpoint: Checkpoint, kind: str) -> bytes:
         tensors[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
     described = {"format": FORMAT, "kind": kind, "facts": dict(checkpoint.facts)}
-    described["sha256"] = _checksum(described, tensors)
+    described["sha256"] = checksum(described, tensors)
     return save(tensors, {KEY: json.dumps(described)})  # in its order: rows give the columns of a table
 
 
@@ -130,7 +130,7 @@ def _from_bytes(content: bytes, kind: str, path: Path) -> Checkpoint:
             f"{path} is a checkpoint of format {said}: expected format {FORMAT}; finish it with the version of "
             "lepton_rl that wrote it, or choose another --out"
         )
-    if stated != _checksum(described, tensors):
+    if stated != checksum(described, tensors):
         raise _Damaged("its checksum is another one")
     if described.get("kind") != kind:
         raise InputError(
@@ -139,7 +139,8 @@ def _from_bytes(content: bytes, kind: str, path: Path) -> Checkpoint:
     return Checkpoint(tensors=tensors, facts=described["facts"])
 
 
-def _checksum(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def checksum(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a checkpoint says of itself and of all its tensors."""
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

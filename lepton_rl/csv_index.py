@@ -11,6 +11,7 @@ from lepton_rl.image_folder import IMAGE_SUFFIXES
 
 COLUMNS = ("path", "label", "split")
 SHOWN_CLASSES = 10
+SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,11 @@ def _file(path: Path, line: int, root: Path, text: str) -> Path:
     file = root / text
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         raise _at(path, line, f"{text!r} is no image by its name", f"one of {', '.join(IMAGE_SUFFIXES)}")
-    if not file.is_file():
+    try:
+        known = file.is_file()
+    except OSError as error:  # no name of a file, for example too long
+        raise _at(path, line, f"the path cannot be used ({one_line(error)})", "the name of an image file") from None
+    if not known:
         raise _at(path, line, f"image {str(file)!r} does not exist", "a file; paths start from the table's folder")
     return file
 
@@ -123,9 +128,9 @@ def _check_labels_agree(path: Path, rows: Sequence[Row]) -> None:
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:
     if all(label.isascii() and label.isdigit() for label in labels):
-        return tuple(sorted(labels, key=int))
+        return tuple(sorted(labels, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
     return tuple(sorted(labels))
 
 
 def _at(path: Path, line: int, found: str, expected: str) -> InputError:
-    return InputError(f"{str(path)!r} line {line}: {found}: expected {expected}; correct the line")
+    return InputError(f"{str(path)!r} line {line}: {found[:SHOWN_CHARACTERS]}: expected {expected}; correct the line")

@@ -80,7 +80,7 @@ def _load(entry: Path) -> Decoded | None:
         # Copy on write: what a caller does to the array stays in this process.
         images = np.asarray(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
         os.utime(entry)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return Decoded(images=images, kept=kept, reading=reading)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lepton_rl.arrays import one_line
 from lepton_rl.cache import write_atomically
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.controls import ControlSettings
@@ -93,14 +94,22 @@ class Keeper:
             check_free(self.out, overwrite=self.overwrite)
             return trail
         self.overwrite = True  # what is in `out` was allowed to go when this adaptation began, or is its own result
-        kept = _trail(saved, trail)
-        state = {name.removeprefix("run."): t for name, t in saved.tensors.items() if name.startswith("run.")}
-        run.load_state(state, [kept.candidates[-1].weights])
+        try:
+            kept = _trail(saved, trail)
+            state = {name.removeprefix("run."): t for name, t in saved.tensors.items() if name.startswith("run.")}
+            _check_alike(state, run.state(), finite=False)  # losses of a run that diverged are not
+            run.load_state(state, [kept.candidates[-1].weights])
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(
+                f"{str(self.folder)!r} holds what no run saved ({one_line(error)}): expected the checkpoint of an "
+                "adaptation; remove the folder to begin anew"
+            ) from None
         self._say(f"going on after decision {run.decision[0]} of {run.decisions[0]}, from {self.folder}")
         return kept
 
     def _is_mine(self, saved: Checkpoint) -> bool:
-        found = saved.facts["arguments"]
+        found = saved.facts.get("arguments")
+        found = found if isinstance(found, dict) else {}
         different = [name for name, value in self._arguments.items() if found.get(name) != value]
         if "seed" in different:  # it deals the images, so that these differ with it
             different = [name for name in different if name not in ("source", "target", "normalisation")]
@@ -170,17 +179,31 @@ def _trail(saved: Checkpoint, start: Trail) -> Trail:
     original = start.candidates[0]
     candidates = [original]
     for number, (name, score) in enumerate(saved.facts["candidates"], start=1):
-        weights = {
-            key: torch.empty_like(like).copy_(saved.tensors[f"candidate.{number}.{key}"])
-            for key, like in original.weights.items()
-        }
-        candidates.append(Candidate(name=name, weights=weights, score=score))
+        found = {key: saved.tensors[f"candidate.{number}.{key}"] for key in original.weights}
+        _check_alike(found, original.weights)
+        weights = {key: torch.empty_like(like).copy_(found[key]) for key, like in original.weights.items()}
+        candidates.append(Candidate(name=str(name), weights=weights, score=float(score)))
+    _check_alike({"observation": saved.tensors["observation"]}, {"observation": start.observation})
+    history = saved.facts["history"]
+    if len(history) != len(candidates) or not all(row.keys() == start.history[0].keys() for row in history):
+        raise ValueError(f"history of {len(history)} rows")
+    float(history[-1]["seconds"])
     return Trail(
         observation=saved.tensors["observation"].to(start.observation.device),
         candidates=candidates,
-        history=list(saved.facts["history"]),
+        history=history,
         diverged=bool(saved.facts["diverged"]),
     )
+
+
+def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, finite: bool = True) -> None:
+    """Refuse tensors of another shape or type than a run has, and such as are not finite."""
+    for name, like in expected.items():
+        tensor = found[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
 
 
 def arguments_of(task: VisibleTask, policy: Policy, settings: ControlSettings, seed: int) -> dict[str, Any]:

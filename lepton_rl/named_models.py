@@ -175,7 +175,7 @@ def _stated(short: str) -> ExpectedInput | None:
         width = size if isinstance(side, int) else side.get("width") or size
         mean, std = (tuple(float(v) for v in facts[key]) for key in ("image_mean", "image_std"))
         return ExpectedInput(size=(int(size), int(width)), mean=mean, std=std)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -173,6 +173,9 @@ class AdaptationRun:
             state: Of a run on the same tasks and seeds.
             weights: `checkpoint` of every lane at that moment.
         """
+        decision, over = state["decision"].tolist(), state["over"].tolist()
+        if any(not 0 <= now <= last for now, last in zip(decision, self.decisions, strict=True)):
+            raise ValueError(f"decisions {decision} are out of range: expected at most {self.decisions}")
         for lane, mine in enumerate(weights):
             self.engine.restore(lane, mine)
             self._finite[lane] = mine
@@ -181,7 +184,7 @@ class AdaptationRun:
         put = {name: value.to(self.engine.device) for name, value in state.items()}
         self.controls = Controls(**{field.name: put[f"controls.{field.name}"] for field in fields(Controls)})
         self._memory = Memory(**{field.name: put[f"memory.{field.name}"] for field in fields(Memory)})
-        self.decision, self.over = state["decision"].tolist(), state["over"].tolist()
+        self.decision, self.over = decision, over
         self.views = self.engine.views()
 
     def _observe(self) -> Tensor:

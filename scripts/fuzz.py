@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 from fuzz_damage import damaged
+from fuzz_outputs import output_targets
 from fuzz_targets import Target, targets
 
 from lepton_rl.errors import InputError
@@ -63,7 +64,8 @@ def fuzz(config: FuzzConfig, *, limit_memory: bool = True) -> dict[str, Any]:
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chosen = [t for t in targets(Path(folder)) if not config.only or t.name in config.only]
+        everything = [*targets(Path(folder)), *output_targets(Path(folder))]
+        chosen = [t for t in everything if not config.only or t.name in config.only]
         for target in chosen:  # what is imported late counts as the libraries'
             for seed in target.seeds:
                 target.parse(seed)
@@ -74,6 +76,7 @@ def fuzz(config: FuzzConfig, *, limit_memory: bool = True) -> dict[str, Any]:
             for target in chosen:
                 n = max(TINY, round(config.inputs * target.share / whole))
                 report[target.name] = _feed(target, n, config)
+                print(f"{target.name}: {n} inputs, {report[target.name]['failed']} failed", file=sys.stderr, flush=True)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)

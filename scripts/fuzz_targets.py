@@ -14,9 +14,9 @@ import tyro
 from PIL import Image
 from safetensors.torch import save
 
-from lepton_rl import cli
+from lepton_rl import cli, decoded_cache
 from lepton_rl.agents.book import open_book
-from lepton_rl.agents.rows import RowFile, joined
+from lepton_rl.agents.rows import RowFile, check_joins
 from lepton_rl.agents.search_space import Space
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
@@ -52,21 +52,25 @@ def targets(folder: Path) -> list[Target]:
     """List the parsers; `folder` is for the files that they read."""
     return [
         Target(name="policy", kind="tensors", seeds=(_policy(),), parse=PolicyArtifact.from_bytes, share=20),
-        _file(folder, "weights", "w.safetensors", "tensors", (_weights(),), load_weights, 10),
-        _file(folder, "torch", "w.pt", "bytes", (_torch(),), load_weights, 5),
+        file_target(folder, "weights", "w.safetensors", "tensors", (_weights(),), load_weights, 10),
+        file_target(folder, "torch", "w.pt", "bytes", (_torch(),), load_weights, 5),
         _checkpoint(folder),
-        _file(folder, "npz", "d.npz", "npz", (_arrays(True), _arrays(False)), Domain.from_npz, 15),
+        file_target(folder, "npz", "d.npz", "npz", (_arrays(True), _arrays(False)), Domain.from_npz, 15),
         _images(folder),
-        _file(folder, "rows", "rows.jsonl", "text", (_rows(),), lambda path: RowFile(path).read(), 10),
-        _file(folder, "records", "history.jsonl", "text", (_record(), _record() + b"\n" + _record()), _read_records, 5),
-        _file(folder, "manifest", "manifest.json", "text", (_manifest(),), _join, 8),
-        _file(folder, "journal", "cell.jsonl", "text", (_journal(),), _read_journal, 2),
+        file_target(folder, "rows", "rows.jsonl", "text", (_rows(),), lambda path: RowFile(path).read(), 10),
+        file_target(
+            folder, "records", "history.jsonl", "text", (_record(), _record() + b"\n" + _record()), _read_records, 5
+        ),
+        file_target(folder, "manifest", "manifest.json", "text", (_manifest(),), _join, 8),
+        _table(folder),
+        file_target(folder, "decoded", "0.json", "text", (_decoded(),), _read_decoded, 3),
+        file_target(folder, "journal", "cell.jsonl", "text", (_journal(),), _read_journal, 2),
         Target(name="settings", kind="text", seeds=(_settings(),), parse=_read_settings, share=8),
         Target(name="arguments", kind="text", seeds=tuple(_arguments()), parse=_parse_arguments, share=2),
     ]
 
 
-def _file(
+def file_target(
     folder: Path,
     name: str,
     file: str,
@@ -75,6 +79,7 @@ def _file(
     read: Callable[[Path], object],
     share: int,
 ) -> Target:
+    """Return a target that writes each input to a file of this name and reads it."""
     path = folder / name / file
     path.parent.mkdir()
 
@@ -141,6 +146,31 @@ def _images(folder: Path) -> Target:
     return Target(name="image", kind="bytes", seeds=(*seeds, wide.getvalue()), parse=parse, share=10)
 
 
+def _table(folder: Path) -> Target:
+    path = folder / "table" / "t.csv"
+    path.parent.mkdir()
+    for name in ("a.png", "b, c.png"):
+        Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(path.parent / name)
+    named = b'path,label,split\na.png,cat,train\n"b, c.png",7,test\n'
+
+    def parse(content: bytes) -> object:
+        path.write_bytes(content)
+        split = "train" if len(content) % 2 else None
+        return Domain.from_csv(path, split=split, size=4)
+
+    seeds = (named, b"a.png,1\r\n" + b'"b, c.png",', b"label,path\n12,a.png\n")
+    return Target(name="table", kind="text", seeds=seeds, parse=parse, share=8)
+
+
+def _decoded() -> bytes:
+    return json.dumps({"shape": [2, 1, 4, 4], "kept": [0, 1], "sizes": {"4x4": 2}, "skipped": []}).encode()
+
+
+def _read_decoded(path: Path) -> object:
+    path.with_suffix(".bin").write_bytes(bytes(32))
+    return decoded_cache._load(path)
+
+
 def _rows() -> bytes:
     row = {"arm": "policy", "task": "t", "split": "s", "seed": 0, "runs": 1, "accuracy": 0.5, "score": None}
     return b"".join(json.dumps(row | {"seed": k}).encode() + b"\n" for k in range(3))
@@ -148,6 +178,10 @@ def _rows() -> bytes:
 
 def _record() -> bytes:
     return json.dumps({"decision": 1, "reason": "x", "before": {"accuracy": 0.5}, "classes": ["a", "b"]}).encode()
+
+
+def _records() -> tuple[bytes, ...]:
+    return _record(), _record() + b"\n" + _record()
 
 
 def _read_records(path: Path) -> object:
@@ -165,7 +199,7 @@ def _manifest() -> bytes:
 
 
 def _join(path: Path) -> object:
-    return joined(path.parent, MINE)
+    return check_joins(path.parent, MINE)
 
 
 def _journal() -> bytes:

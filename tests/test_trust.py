@@ -20,7 +20,7 @@ from safetensors.torch import save, save_file
 from test_artifact import make_artifact
 
 from lepton_rl import Domain, adapt
-from lepton_rl.agents.rows import RowFile, joined
+from lepton_rl.agents.rows import RowFile, check_joins
 from lepton_rl.artifact import PolicyArtifact, load_policy
 from lepton_rl.cli import main
 from lepton_rl.errors import InputError
@@ -194,7 +194,7 @@ def test_json_bombs_are_refused(bomb, tmp_path):
     refused(read_lines, path)
     refused(read_object, path)
     (tmp_path / "manifest.json").write_bytes(path.read_bytes())
-    refused(joined, tmp_path, {"format": 1}, match="not a benchmark's")
+    refused(check_joins, tmp_path, {"format": 1}, match="not a benchmark's")
     refused(write_report, tmp_path)
     described = struct.pack("<Q", len(path.read_bytes())) + path.read_bytes()
     refused(PolicyArtifact.from_bytes, described, match="not a policy file")
