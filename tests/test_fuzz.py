@@ -26,7 +26,8 @@ def test_three_thousand_damaged_inputs_are_read_or_refused(script):
     assert len(report) >= 18
     assert sum(row["inputs"] for row in report.values()) >= 3000
     assert {name: row["reasons"] for name, row in report.items() if row["failed"]} == {}
-    assert all(row["refused"] > 0 for row in report.values())
+    # A damaged entry of the cache is as good as none, and the images are decoded again.
+    assert {name for name, row in report.items() if row["refused"] == 0} == {"decoded"}
     assert sum(row["read"] > 0 for row in report.values()) >= 13  # the damage is not always deadly
 
 
