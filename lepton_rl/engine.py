@@ -12,18 +12,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lepton_rl import meter, streams
-from lepton_rl.augment import augment
+from lepton_rl import meter
 from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.controls import Controls
 from lepton_rl.domain import Domain
-from lepton_rl.losses import rotate_batch
 from lepton_rl.normalisation import Part, Side
-from lepton_rl.objective import TERMS, Outputs, objective
+from lepton_rl.objective import TERMS, Outputs
 from lepton_rl.pool import ImagePool
 from lepton_rl.stages import N_GROUPS
+from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
-from lepton_rl.window import SUPPORT_BATCH, TARGET_BATCH, Lanes, TrainStats, Window
+from lepton_rl.window import Lanes, TrainStats, Window
 
 __all__ = ["ABSENT_CLASS", "CHUNK", "VIEW", "Engine", "Side", "TrainStats", "Views"]
 
@@ -72,7 +71,7 @@ class Engine(ABC):
         self.offset = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
         self.length = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
         self._labels = torch.empty(0)  # of the batches of the window under way, `[steps, lanes, b]`
-        self._everyone = torch.ones(lanes, dtype=torch.bool, device=device)
+        self.everyone = torch.ones(lanes, dtype=torch.bool, device=device)
         self._all_classes = True
         self._depth = torch.zeros(lanes, dtype=torch.int64, device=device)
         self._stats = TrainStats(
@@ -94,7 +93,7 @@ class Engine(ABC):
 
         Args:
             images: Batch of every lane.
-            parts: Of the batch, each normalised on its own. Where `update` is `self._everyone` itself, an engine
+            parts: Of the batch, each normalised on its own. Where `update` is `self.everyone` itself, an engine
                 knows without looking that it marks all lanes.
             live: Whether unfrozen layers normalise by the batch (training) or by stored statistics.
 
@@ -103,7 +102,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+    def backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
         """Take one optimizer step on the unfrozen layers of the lanes marked in `trained`; None = of all."""
 
     @abstractmethod
@@ -255,73 +254,19 @@ class Engine(ABC):
 
     def _one_step(self, window: Window, k: int) -> Tensor:
         """Take step k of a window and return its loss terms, `[lanes, 8]`."""
-        trained = window.trained[k] if k >= window.shortest else None  # None = every lane
-        adversarial = auxiliary = None
-        batch = self._outputs(window, k, trained)
-        if "adversarial" in window.active:
-            _, target, source = batch.features.split(window.sizes, dim=1)
-            adversarial = self.heads.adversarial(source, target)
-        if "auxiliary" in window.active:
-            auxiliary = self._rotation_loss(window, k)
-        loss, terms = objective(
-            batch,
-            window.sizes,
-            window.weights,
-            adversarial=adversarial,
-            auxiliary=auxiliary,
-            n_classes=None if self._all_classes else self.n_classes,
-            trained=window.active,
-            wanted=window.present if k in window.looks else window.active,
-        )
-        if trained is not None:
-            loss = torch.where(trained, loss, torch.zeros_like(loss))
-        self.heads.flat.grad = None
-        self._backward(loss, window.rates[k], trained)
-        if self.heads.flat.grad is not None and window.uses_heads is not None:
-            uses = window.uses_heads if trained is None else window.uses_heads & trained
-            self.heads.optimizer.step(self.heads.flat.grad, window.rates[k], uses)
-        return terms
+        kind = StepKind.of(window, k, all_classes=self._all_classes)
+        return self._run_step(kind, StepInputs.of(window, k, self._labels))
 
-    def _outputs(self, window: Window, k: int, trained: Tensor | None) -> Outputs:
-        """Run support, unlabelled and source images in one pass.
+    def _run_step(self, kind: StepKind, inputs: StepInputs) -> Tensor:
+        return take_step(self, kind, inputs)
 
-        Support and unlabelled images are normalised by the same statistics, source images by their own.
-        """
-        everyone = self._everyone if trained is None else trained
-        parts = [Part(side="target", size=SUPPORT_BATCH + TARGET_BATCH, update=everyone)]
-        if window.uses_source is not None:
-            mine = everyone
-            if not window.all_use_source:
-                mine = window.uses_source if trained is None else trained & window.uses_source
-            parts.append(Part(side="source", size=window.sizes[-1], update=mine))
-        rows = window.rows[k]
-        if window.strength is None:
-            features, logits = self._forward_rows(rows, tuple(parts), True)
-        else:
-            features, logits = self._forward(self._normalise(self._augmented(window, k)), tuple(parts), True)
-        return Outputs(features=features, logits=self._mask(logits), labels=self._labels[k])
-
-    def _augmented(self, window: Window, k: int) -> Tensor:
-        """Return the images of a step, the labelled ones augmented."""
-        assert window.strength is not None
-        images = list(self._unit(self.pool.images[window.rows[k]]).split(window.sizes, dim=1))
-        for labelled in (0, 2)[: len(images) - 1]:
-            images[labelled] = augment(images[labelled], window.strength, self.seeds, window.counters[k])
-        return torch.cat(images, dim=1)
-
-    def _rotation_loss(self, window: Window, k: int) -> Tensor:
-        rows = window.rows[k][:, SUPPORT_BATCH : SUPPORT_BATCH + TARGET_BATCH]
-        four = torch.full_like(self.seeds, 4)
-        counters = window.counters[k][:, None]
-        turns = streams.integers(self.seeds, streams.ROTATION, counters, rows.shape[1], four)[:, 0]
-        pixels = rotate_batch(self._unit(self.pool.images[rows]), turns)
-        # Rotated images are not the target's: they normalise by their batch and leave the statistics alone.
-        features, _ = self._forward(self._normalise(pixels), (Part(side="target", size=rows.shape[1]),), True)
-        return self.heads.rotation(features, turns)
-
-    def _forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         """Run the network on images of the pool as they are, int64 `[lanes, b]`; an engine may know better."""
-        return self._forward(self._normalise(self._unit(self.pool.images[rows])), parts, live)
+        return self.forward_pixels(self.pixels(rows), parts, live)
+
+    def forward_pixels(self, pixels: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
+        """Run the network on images in 0..1."""
+        return self._forward(self._normalise(pixels), parts, live)
 
     # ----- evaluation
 
@@ -342,15 +287,15 @@ class Engine(ABC):
             for chunk in images.split(CHUNK, 1)
         ]
         features = torch.cat([f for f, _ in parts], dim=1)
-        return features, self._mask(torch.cat([z for _, z in parts], dim=1))
+        return features, self.mask_classes(torch.cat([z for _, z in parts], dim=1))
 
     def _predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """Run the network in evaluation mode on images of the pool."""
         meter.count(0, rows.numel())
         parts = [
-            self._forward_rows(chunk, (Part(side=side, size=chunk.shape[1]),), False) for chunk in rows.split(CHUNK, 1)
+            self.forward_rows(chunk, (Part(side=side, size=chunk.shape[1]),), False) for chunk in rows.split(CHUNK, 1)
         ]
-        return torch.cat([f for f, _ in parts], dim=1), self._mask(torch.cat([z for _, z in parts], dim=1))
+        return torch.cat([f for f, _ in parts], dim=1), self.mask_classes(torch.cat([z for _, z in parts], dim=1))
 
     @torch.no_grad()
     def views(self, side: Side = "target") -> Views:
@@ -392,13 +337,18 @@ class Engine(ABC):
         length = self.length[name][:, None]
         return self.offset[name][:, None] + position % length.clamp(min=1), position < length
 
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Return images of the pool in 0..1, `[lanes, b, c, h, w]`."""
+        return self._unit(self.pool.images[rows])
+
     def _unit(self, images: Tensor) -> Tensor:
         return images.to(self.dtype) / 255
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
-    def _mask(self, logits: Tensor) -> Tensor:
+    def mask_classes(self, logits: Tensor) -> Tensor:
+        """Give classes that a lane does not have a large negative logit."""
         if self._all_classes:
             return logits
         return torch.where(self.has_class[:, None], logits, torch.full_like(logits, ABSENT_CLASS))

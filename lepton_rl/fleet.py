@@ -6,10 +6,13 @@ from torch.func import functional_call
 
 from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.engine import VIEW, Engine
+from lepton_rl.errors import InputError
+from lepton_rl.graphs import CudaRecorder, RecordedSteps, Recorder
 from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
 from lepton_rl.normalisation import MOMENTUM, Part, Side
 from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
+from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
 
 _NONE = [False] * N_GROUPS
@@ -28,6 +31,10 @@ class FleetEngine(Engine):
         device: Where to train.
         dtype: Floating point type.
         implementation: Of the convolutions (`LaneConv2d`).
+        record: Whether steps of a kind are recorded and played again (`graphs.py`); None = on CUDA.
+
+    Raises:
+        InputError: If `record` is asked for without CUDA.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class FleetEngine(Engine):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         implementation: Implementation = "auto",
+        record: bool | None = None,
     ) -> None:
         super().__init__(lanes=lanes, example=example, device=torch.device(device), dtype=dtype)
         self.plan = find_stages(example.model)
@@ -57,6 +65,41 @@ class FleetEngine(Engine):
         linear = example.model.get_submodule(self.plan.head)
         assert isinstance(linear, nn.Linear)
         self.heads = AuxiliaryHeads(lanes, linear.in_features, self.device, dtype)
+        if record and self.device.type != "cuda":
+            raise InputError(
+                f"record on device {self.device}: expected a CUDA device; pass record=None or device='cuda'"
+            )
+        self.recorded: RecordedSteps | None = None
+        if self.device.type == "cuda" and record is not False:
+            self.record_with(CudaRecorder(self.device))
+
+    # ----- recorded steps
+
+    def record_with(self, recorder: Recorder) -> None:
+        """Record steps from now on."""
+        self.recorded = RecordedSteps(
+            recorder,
+            lambda kind, inputs: take_step(self, kind, inputs),
+            state=self._changing,
+            leaves=self.blocks,
+            place=self._place,
+        )
+
+    def _run_step(self, kind: StepKind, inputs: StepInputs) -> Tensor:
+        if self.recorded is None:
+            return super()._run_step(kind, inputs)
+        return self.recorded.run(kind, inputs)
+
+    def _changing(self) -> list[Tensor]:
+        """List every tensor that a step changes; all are changed in place."""
+        optimizers = [*self.optimizers, self.heads.optimizer]
+        moments = [x for optimizer in optimizers for x in (optimizer.first, optimizer.second, optimizer.count)]
+        statistics = [buffer for layer in self.norms for buffer in layer.buffers()]
+        return [*self.blocks, self.heads.flat, *moments, *statistics]
+
+    def _place(self) -> tuple[object, ...]:
+        """Tell which lanes and stages the host knows to be live, and where the images lie: the pool may grow."""
+        return (*self._any_live, *self._all_live, self.pool.images.data_ptr(), tuple(self.pool.images.shape))
 
     def _collect_parameters(self) -> None:
         """Move all parameters into one block per layer group; the network's own are placeholders from then on."""
@@ -147,7 +190,7 @@ class FleetEngine(Engine):
 
     def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         self.mode.parts, self.mode.momentum = parts, MOMENTUM
-        self.mode.everyone = [part.update is self._everyone for part in parts]
+        self.mode.everyone = [part.update is self.everyone for part in parts]
         self.mode.live = self.live if live else None
         self.mode.all_live, self.mode.any_live = (self._all_live, self._any_live) if live else (_NONE, _NONE)
         return self._run(images)
@@ -159,7 +202,8 @@ class FleetEngine(Engine):
         features = self._features[-1]
         return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))
 
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+    def backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+        """Take one optimizer step on what is unfrozen."""
         for block in self.blocks:
             block.grad = None
         if loss.requires_grad:
@@ -178,7 +222,7 @@ class FleetEngine(Engine):
         group = torch.arange(N_GROUPS, device=self.device)
         live = (group == HEAD) | (group >= N_STAGES - unfrozen_stages[:, None])
         freezing = self.live & ~live
-        self.live = live
+        self.live.copy_(live)  # in place, as recorded steps read it
         known = torch.cat([live.any(0), live.all(0), freezing.any()[None]]).tolist()
         self._any_live, self._all_live = known[:N_GROUPS], known[N_GROUPS : 2 * N_GROUPS]
         for i, (block, optimizer) in enumerate(zip(self.blocks, self.optimizers, strict=True)):
@@ -192,10 +236,10 @@ class FleetEngine(Engine):
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked lanes and stages from the domain's view."""
         rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
-        self.mode.parts, self.mode.momentum = (Part(side=side, size=VIEW, update=self._everyone),), 1.0
+        self.mode.parts, self.mode.momentum = (Part(side=side, size=VIEW, update=self.everyone),), 1.0
         self.mode.live, self.mode.everyone = stages, [False]
         self.mode.all_live, self.mode.any_live = _NONE, [True] * N_GROUPS
-        self._run(self._normalise(self._unit(self.pool.images[rows])))
+        self._run(self._normalise(self.pixels(rows)))
 
     # ----- readings
 

@@ -193,10 +193,10 @@ class SoloEngine(Engine):
         features = self.split.features[-1].flatten(1)
         return features[None].to(self.dtype), logits[None].to(self.dtype)
 
-    def _forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, rows: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
         """Run the network on images of the pool, above the frozen stages only where their outputs are kept."""
         if not self._cached(rows, parts, filled=live):
-            return super()._forward_rows(rows, parts, live)
+            return super().forward_rows(rows, parts, live)
         self.statistics.use_parts(parts, self.live if live else _FROZEN)
         self.split.features.clear()
         pieces = zip(rows[0].split([part.size for part in parts]), parts, strict=True)
@@ -223,7 +223,7 @@ class SoloEngine(Engine):
     def _fill(self, rows: Tensor, side: Side) -> bool:
         def compute(missing: Tensor) -> Tensor:
             self.statistics.use(side, _FROZEN, 0.0)
-            pixels = self._normalise(self._unit(self.pool.images[missing]))[0]
+            pixels = self._normalise(self.pixels(missing))[0]
             if self.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             with self._precision():
@@ -231,7 +231,8 @@ class SoloEngine(Engine):
 
         return self.cache.fill(rows, side, len(self.pool.images), compute)
 
-    def _backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+    def backward(self, loss: Tensor, learning_rate: Tensor, trained: Tensor | None) -> None:
+        """Take one optimizer step on what is unfrozen."""
         del trained
         assert self.optimizer is not None
         group = self.optimizer.param_groups[0]
@@ -282,7 +283,7 @@ class SoloEngine(Engine):
         """Take the statistics of marked stages from the domain's view."""
         rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
         self.statistics.use(side, stages[0].tolist(), 1.0)
-        self.model(self._normalise(self._unit(self.pool.images[rows]))[0])
+        self.model(self._normalise(self.pixels(rows))[0])
         self.cache.clear()
 
     # ----- readings

@@ -108,12 +108,12 @@ def test_source_batches_never_touch_target_statistics_and_the_other_way_round(fl
     rows = torch.arange(20)[None]
     for side, other in (("source", "target"), ("target", "source")):
         before = {s: statistics(engine, s) for s in (side, other)}
-        engine._forward_rows(rows, (Part(side=side, size=20, update=everyone),), True)
+        engine.forward_rows(rows, (Part(side=side, size=20, update=everyone),), True)
         assert not same(before[side], statistics(engine, side))
         assert same(before[other], statistics(engine, other))
         before = statistics(engine, side)
-        engine._forward_rows(rows, (Part(side=side, size=20),), True)
-        engine._forward_rows(rows, (Part(side=side, size=20),), False)
+        engine.forward_rows(rows, (Part(side=side, size=20),), True)
+        engine.forward_rows(rows, (Part(side=side, size=20),), False)
         assert same(before, statistics(engine, side))
 
 

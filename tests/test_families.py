@@ -232,7 +232,7 @@ def test_stored_statistics_of_a_domain_move_with_its_own_batches_in_unfrozen_sta
     before = engine.statistics.snapshot()
     batch = torch.rand(1, 6, 3, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
-        engine._forward(batch, (Part(side="target", size=6, update=engine._everyone),), True)
+        engine._forward(batch, (Part(side="target", size=6, update=engine.everyone),), True)
     after = engine.statistics.snapshot()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"target.1.mean", "target.1.var"}

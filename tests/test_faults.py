@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lepton_rl import engine as engine_module
 from lepton_rl import run as run_module
+from lepton_rl import step as step_module
 from lepton_rl.controls import ACTION_SIZES, KEEP
 from lepton_rl.engine import Engine
 from lepton_rl.envs import FineTuneVectorEnv
@@ -50,7 +50,7 @@ class Fault:
 
 
 def in_loss(monkeypatch, fault, place):
-    plain = engine_module.objective
+    plain = step_module.objective
 
     def spoiled(*arguments, **named):
         loss, terms = plain(*arguments, **named)
@@ -60,11 +60,11 @@ def in_loss(monkeypatch, fault, place):
         factor[place(loss)] = fault.bad
         return loss * factor, terms
 
-    monkeypatch.setattr(engine_module, "objective", spoiled)
+    monkeypatch.setattr(step_module, "objective", spoiled)
 
 
 def in_gradient(monkeypatch, fault, place):
-    plain = engine_module.objective
+    plain = step_module.objective
 
     def spoiled(*arguments, **named):
         loss, terms = plain(*arguments, **named)
@@ -72,7 +72,7 @@ def in_gradient(monkeypatch, fault, place):
             return loss, terms
         return Spoiled.apply(loss, place(loss), fault.bad), terms
 
-    monkeypatch.setattr(engine_module, "objective", spoiled)
+    monkeypatch.setattr(step_module, "objective", spoiled)
 
 
 def in_weights(monkeypatch, fault, place):
