@@ -86,6 +86,12 @@ def test_a_default_per_regime_is_found_on_the_tasks_of_its_kind(players, tmp_pat
             assert not any(game.policy.settings.weights[term] for term in NEEDS_SOURCE)
     assert kinds == set(settings)
     monkeypatch.setattr(found, "read_found", lambda name: json.loads(out.read_text()))
+    found.PER_REGIME.check()
+    left = {"settings": {name: one for name, one in settings.items() if name != "label-free"}}
+    monkeypatch.setattr(found, "read_found", lambda name: left)
+    with pytest.raises(InputError, match=r"has no settings for 'label-free'.*let the search go on"):
+        found.PER_REGIME.check()
+    monkeypatch.setattr(found, "read_found", lambda name: json.loads(out.read_text()))
     for labels in (True, False):
         for source in (True, False):
             visible = task(1, labels=labels, source=source)

@@ -13,7 +13,9 @@ from lepton_rl.controls import ACTION_SIZES, ControlSettings
 from lepton_rl.errors import InputError
 from lepton_rl.policy import KeepPolicy, Policy, SchedulePolicy
 from lepton_rl.rollout import RunResult, rollout
-from lepton_rl.task import VisibleTask
+from lepton_rl.task import REGIMES, VisibleTask
+
+CASES = tuple(regime + free for regime in REGIMES for free in ("", ", source-free"))
 
 
 def known_beforehand(task: VisibleTask) -> str:
@@ -61,8 +63,10 @@ class FoundArm(SingleArm):
     """One run under what a file says."""
 
     def check(self) -> None:
-        """Read the file."""
-        read_found(self.name)
+        """Read the file, and all that a task may ask of it."""
+        found = read_found(self.name)
+        for case in CASES:
+            self._policy(found, case)
 
     def single(self, task: VisibleTask, seed: int) -> RunResult:
         """Run once."""
@@ -70,11 +74,19 @@ class FoundArm(SingleArm):
 
     def policy_for(self, task: VisibleTask) -> Policy:
         """Return the policy for a task."""
-        found = read_found(self.name)
+        return self._policy(read_found(self.name), known_beforehand(task))
+
+    def _policy(self, found: dict[str, Any], case: str) -> Policy:
+        where = f"lepton_rl/defaults/{self.name}.json"
         if "actions" in found:
-            actions = checked_actions(found["actions"], f"lepton_rl/defaults/{self.name}.json")
+            actions = checked_actions(found["actions"], where)
             return SchedulePolicy(actions=actions, settings=_settings(found["settings"]))
-        return KeepPolicy(settings=_settings(found["settings"].get(known_beforehand(task))))
+        if case not in found["settings"]:
+            raise InputError(
+                f"{where} has no settings for {case!r}: expected them for {', '.join(CASES)}; let the search go "
+                f"on with `python scripts/tune_open_loop.py {self.name}`"
+            )
+        return KeepPolicy(settings=_settings(found["settings"][case]))
 
 
 def _settings(content: Any) -> ControlSettings:  # noqa: ANN401
