@@ -11,6 +11,7 @@ from torch import nn
 
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.console import print_table, say
+from lepton_rl.errors import InputError
 
 INSPECT_SIDE = 64  # pixels at which copies are looked for
 SHOWN = 12
@@ -43,6 +44,8 @@ def run(config: Config, argv: Sequence[str]) -> None:
         _inspect_policy(config.what)
     elif is_domain(config.what):
         _inspect_data(config)
+    elif ":" not in config.what and len(Path(config.what).parts) > 1:
+        raise InputError(f"{config.what!r} does not exist: expected a folder or a file, or the name of a model")
     else:
         _inspect_model(config)
 

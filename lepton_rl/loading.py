@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lepton_rl.arrays import one_line
 from lepton_rl.decode import Corrupt
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
@@ -212,13 +214,27 @@ def _made(name: str) -> nn.Module:
             raise InputError(
                 f"model {name!r}: {module_name} has no {attribute!r}: expected a function that returns an nn.Module"
             ) from error
+        except Exception as error:  # the user's own code, which may fail in any way
+            raise _own_failure(name, error) from error
         if isinstance(made, nn.Module):
             return made
         _check_callable(made, name)
-        model = made()
+        try:
+            model = made()
+        except Exception as error:
+            raise _own_failure(name, error) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"model {name!r} returns {type(model).__name__}: expected a torch.nn.Module; return one")
     return model
+
+
+def _own_failure(name: str, error: Exception) -> InputError:
+    """Say where a user's own code failed, as no traceback is shown."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return InputError(
+        f"model {name!r} fails in {Path(last.filename).name} line {last.lineno} ({type(error).__name__}: "
+        f"{one_line(error)}): expected a function that returns an nn.Module; correct it"
+    )
 
 
 def _check_callable(made: object, name: str) -> None:

@@ -280,6 +280,7 @@ def test_a_used_out_folder_is_refused_until_overwrite(good, tmp_path, capsys):
         (["report", "gone"], "gone holds neither history.jsonl"),
         (["inspect", "gone.safetensors"], "'gone.safetensors' does not exist"),
         (["inspect", "nothing"], "model 'nothing' is unknown"),
+        (["inspect", "photos/studoi"], "'photos/studoi' does not exist: expected a folder"),
     ],
 )
 def test_other_bad_input(argv, message, capsys, tmp_path, monkeypatch):

@@ -24,6 +24,9 @@ def needs(width):
 def returns_text():
     return "resnet"
 
+def fails():
+    raise OSError("no such\\nfile")
+
 ready = build()
 number = 3
 """
@@ -120,6 +123,7 @@ def test_functions_and_modules_of_the_working_folder_are_found(own_module, tmp_p
         ("own_nets_for_test:needs", "needs arguments"),
         ("own_nets_for_test:returns_text", "returns str"),
         ("own_nets_for_test:number", "is int"),
+        ("own_nets_for_test:fails", r"fails in own_nets_for_test\.py line 14 \(OSError: no such file\)"),
     ],
 )
 def test_bad_model_names_are_explained(own_module, name, message):
