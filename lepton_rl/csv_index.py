@@ -1,6 +1,7 @@
 """Tables of image files and labels: `path,label` and, if wanted, `split`."""
 
 import csv
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,22 @@ def _file(path: Path, line: int, root: Path, text: str) -> Path:
         known = file.is_file()
     except OSError as error:  # no name of a file, for example too long
         raise _at(path, line, f"the path cannot be used ({one_line(error)})", "the name of an image file") from None
+    if not Path(text).is_absolute() and _leads_out(file, root):
+        raise _at(path, line, f"{text!r} leads out of the folder {str(root)!r}", "a file in it, or an absolute path")
     if not known:
         raise _at(path, line, f"image {str(file)!r} does not exist", "a file; paths start from the table's folder")
     return file
+
+
+def _leads_out(file: Path, root: Path) -> bool:
+    """Whether a path, or a link on it, goes to somewhere else than below a folder."""
+    place = file.resolve() if file.is_symlink() else _resolved(file.parent)
+    return not place.is_relative_to(_resolved(root))
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def _check_labels_agree(path: Path, rows: Sequence[Row]) -> None:

@@ -248,6 +248,35 @@ def test_a_link_out_of_a_data_folder_is_refused(tmp_path):
     refused(Domain.from_folder, data.parent, match="leads out of the folder")
 
 
+def test_a_table_of_images_does_not_lead_out_of_its_folder(tmp_path):
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    for path in (tmp_path / "secret.png", data / "ok.png"):
+        Image.new("L", (4, 4)).save(path)
+    (data / "link.png").symlink_to(tmp_path / "secret.png")
+    (data / "up").symlink_to(tmp_path, target_is_directory=True)
+    table = data / "t.csv"
+    for name in ("../secret.png", "sub/../../secret.png", "link.png", "up/secret.png"):
+        table.write_text(f"ok.png,1\n{name},0\n")
+        refused(Domain.from_csv, table, match=rf"line 2: '{name}' leads out of the folder")
+    table.write_text(f"ok.png,1\nsub/../ok.png,1\n{tmp_path / 'secret.png'},0\n")  # as its writer meant it
+    assert len(Domain.from_csv(table)) == 3
+
+
+def test_a_table_with_odd_cells_is_refused_in_one_short_line(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    table = tmp_path / "t.csv"
+    digits = "9" * 5000  # more than an integer may be read from
+    table.write_text(f"a.png,{digits}\n")
+    assert Domain.from_csv(table).classes == (digits,)
+    table.write_text(f"{'x' * 5000}.png,1\n")
+    refused(Domain.from_csv, table, match="line 1: the path cannot be used")
+    table.write_text(f"a.png,1\na.png,{digits}\n")
+    refused(Domain.from_csv, table, match="line 2: 'a.png' is '9999")
+    table.write_text("path,label\n" + '"' * 200_000)
+    refused(Domain.from_csv, table, match=r"t\.csv")
+
+
 # ----- bombs
 
 
