@@ -68,6 +68,8 @@ class TrainConfig:
     """Tasks of the validation split that choose the best policy; 0 = keep the last."""
     validate_every: int = 10
     """Rollouts between two validations."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send the log to (extra wandb; WANDB_MODE=offline keeps it in --out)."""
     seed: int = 0
     """Seed of everything."""
 

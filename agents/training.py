@@ -1,7 +1,6 @@
 """The training loop behind `lepton train`: rollouts, updates, validation, logs and checkpoints."""
 
 import csv
-import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from stable_baselines3.common.logger import configure
 from torch import Tensor
 
 from lepton_rl.agents.distill import distilled
@@ -25,6 +23,7 @@ from lepton_rl.agents.ppo import (
     training_state,
 )
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
+from lepton_rl.agents.tracking import tracked
 from lepton_rl.agents.train import TrainConfig
 from lepton_rl.agents.training_env import NormalisedVecEnv, Watcher, faster_engine, make_env, observation_statistics
 from lepton_rl.agents.validation import greedy_accuracies
@@ -38,7 +37,7 @@ from lepton_rl.manifest import MANIFEST, versions, write_manifest
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.stopping import StopRequest
 
-PLACES = ("out", "workers", "data")  # arguments that say where the work is done, not what
+PLACES = ("out", "workers", "data", "wandb")  # arguments that say where the work is done, not what
 DEATHS = 2  # worker deaths in one rollout that are not the machine's mishap any more
 
 Say = Callable[[str], None]
@@ -73,6 +72,7 @@ class Training:
         self.taught: dict[str, Any] = {}  # by experience, before the first rollout
         self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
+        self.logger = tracked(config.out, config.wandb, self.arguments)
         self.inner = SB3VecEnv(make_env(config))
         first: NetworkPolicy | None = None
         if saved is not None:
@@ -116,8 +116,7 @@ class Training:
         )
         model.run_seed = config.seed
         favour_keep(model, config.keep_probability)
-        formats = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        model.set_logger(configure(str(config.out / "tensorboard"), formats))
+        model.set_logger(self.logger)
         if saved is not None:
             restore_training_state(model, dict(saved))
         return model
@@ -298,8 +297,9 @@ class Training:
         )
 
     def close(self) -> None:
-        """End worker processes."""
+        """End worker processes and trackers."""
         self.inner.close()
+        self.logger.close()
 
 
 def command_of(config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """PPO training: it learns something tiny, resumes to the bit, and hands out what it trained."""
 
 import csv
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -12,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.torch import load_file
 from stable_baselines3 import PPO
 
-from lepton_rl.agents import distill, training_env
+from lepton_rl.agents import distill, tracking, training_env
 from lepton_rl.agents import training as training_module
 from lepton_rl.agents.experience import play
 from lepton_rl.agents.plans import PLANS
@@ -231,3 +232,29 @@ def test_the_engine_is_measured_once_and_kept(tiny, tmp_path: Path, monkeypatch)
         out = train(TrainConfig(out=tmp_path, rollouts=rollouts, **{**tiny, "engine": "auto"}), progress=False)
     assert len(measured) == 1
     assert "--engine fleet" in PolicyArtifact.load(out).card["command"]
+
+
+def test_weights_and_biases_gets_the_log_offline(tiny, tmp_path: Path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CONSOLE", "off")):
+        monkeypatch.setenv(name, value)
+    sent = {}
+    write = tracking.WandbWriter.write
+
+    def watched(self, row, *rest):
+        sent.update(row)
+        write(self, row, *rest)
+
+    monkeypatch.setattr(tracking.WandbWriter, "write", watched)
+    out = tmp_path / "run"
+    train(TrainConfig(out=out, rollouts=1, wandb="lepton-test", **tiny), progress=False)
+    assert {"return_over_default", "validation_return", "keep/stop"} <= set(sent)
+    files = list(out.glob("wandb/offline-run-*/run-run.wandb"))
+    assert len(files) == 1
+    assert files[0].stat().st_size > 500
+
+
+def test_weights_and_biases_that_is_missing_is_said(tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'lepton_rl\[wandb\]'"):
+        train(TrainConfig(out=tmp_path, rollouts=1, wandb="lepton-test", **tiny), progress=False)
