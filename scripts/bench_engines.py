@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from bench_device import collecting, distance, memory_of_a_lane, timed, where_the_time_goes
 from torch.nn import functional as F
 
 from lepton_rl.choice import choose_engine
-from lepton_rl.controls import Controls, ControlSettings, tuned_default
+from lepton_rl.controls import LOSS_TERMS, Controls, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
 from lepton_rl.fleet import FleetEngine
@@ -33,7 +34,11 @@ from lepton_rl.rollout import rollout
 from lepton_rl.solo import SoloEngine
 from lepton_rl.task import VisibleTask
 
-MEBIBYTE = 2**20
+# Fixed, so that figures of different versions compare, and such that `plain_loop` can be written in a few lines.
+SETTINGS = ControlSettings(
+    learning_rate=1e-3,
+    weights=dict.fromkeys(LOSS_TERMS, 0.3) | {"source": 1.0, "adversarial": 0.0, "auxiliary": 0.0},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +123,6 @@ def plain_loop(task: VisibleTask, settings: ControlSettings, device: str = "cpu"
         schedule.step()
 
 
-def clock(device: str) -> float:
-    """Return seconds: processor time of this process on a CPU, wall time after the device has caught up elsewhere."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def timed(work: Callable[[], object], device: str) -> float:
-    """Return the seconds that some work takes."""
-    began = clock(device)
-    work()
-    return clock(device) - began
-
-
 def loaded(engine: Engine, task: VisibleTask) -> Engine:
     """Start every lane of an engine on a task."""
     for lane in range(engine.lanes):
@@ -142,7 +132,7 @@ def loaded(engine: Engine, task: VisibleTask) -> Engine:
 
 def window(engine: Engine, steps: int, settings: ControlSettings | None = None) -> Callable[[], object]:
     """Return one window of gradient steps, as work to time."""
-    controls = Controls.start([settings or tuned_default()] * engine.lanes, engine.device)
+    controls = Controls.start([settings or SETTINGS] * engine.lanes, engine.device)
     return lambda: engine.train(controls, [steps] * engine.lanes)
 
 
@@ -153,15 +143,20 @@ def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[
     """Measure lane-steps per second for growing N against one-after-the-other training on the same device."""
     say(f"fleet {architecture} {side}x{side}")
     task, device = make_task(side, architecture, config.width), config.place
-    counts = [1, 4, 16] if config.quick else [1, 4, 16, 64]
+    counts = [1, 4, 16] if config.quick else [1, 4, 16, 64, 256]
+    if side == 8 and not config.quick:
+        counts += [1024, 2048]
     if device == "cuda":
         counts = [2**k for k in range(0, 12, 3 if config.quick else 1)]
         if 2048 not in counts:
             counts.append(2048)
-    solo = window(loaded(SoloEngine(task, device=device, channels_last=False), task), 8)
+    solo = window(loaded(SoloEngine(task, device=device), task), 8)
     timed(solo, device)
     rows: list[dict[str, Any]] = []
     for lanes in counts:
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         try:
             fleet = window(loaded(FleetEngine(task, lanes, device=device), task), max(2, 16 // lanes))
             pairs = [
@@ -190,7 +185,34 @@ def memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def linearity(config: BenchConfig) -> dict[str, float]:
+def recorded_speedup(config: BenchConfig, lanes: int) -> float | None:
+    """Return how much faster recorded steps are than eager ones; None without CUDA."""
+    if config.place != "cuda":
+        return None
+    say("recorded steps")
+    task = make_task(8, "vgg", config.width)
+    eager, recorded = (
+        window(loaded(FleetEngine(task, lanes, device="cuda", record=record), task), 8) for record in (False, True)
+    )
+    pairs = [(timed(eager, "cuda"), timed(recorded, "cuda")) for _ in range(config.repeats + 3)][3:]
+    return median(slow / fast for slow, fast in pairs)
+
+
+def device_use(config: BenchConfig, lanes: int) -> dict[str, Any]:
+    """Measure how far the fleet is from the device's ceilings, where its time goes, and what collecting adds."""
+    say("the device")
+    task = make_task(8, "vgg", config.width)
+    options = {"record": False} if config.place == "cuda" else {}
+    step = window(loaded(FleetEngine(task, lanes, device=config.place, **options), task), 4)
+    return {
+        "lanes": lanes,
+        "distance": distance(step, 4, config.place),
+        "profile": where_the_time_goes(step, config.place),
+        "collecting": collecting(config.place, lanes if config.place == "cuda" else 6),
+    }
+
+
+def linearity(config: BenchConfig) -> dict[str, Any]:
     """Measure cost ratios that are 2 where cost is linear: twice the lanes, steps, and batch-independent images."""
     say("linearity")
     task, device = make_task(8, "vgg", config.width), config.place
@@ -204,17 +226,11 @@ def linearity(config: BenchConfig) -> dict[str, float]:
         "twice_the_lanes": ratio["lanes"],
         "twice_the_steps": ratio["steps"],
         "twice_the_stored_images": ratio["images"],
-        "lane_bytes": float(lane_bytes(large)),
+        "bytes_of_a_lane_of_8": memory_of_a_lane(small, window(small, 1)),
+        "bytes_of_a_lane_of_16": memory_of_a_lane(large, window(large, 1)),
         "data_bytes": float(large.pool.images.numel()),
         "data_bytes_of_half_the_lanes": float(small.pool.images.numel()),
     }
-
-
-def lane_bytes(engine: FleetEngine) -> int:
-    """Return what one lane keeps: weights, their start, and two moments; activations come on top while it trains."""
-    tensors = [*engine.blocks, *engine.start]
-    tensors += [moment for optimizer in engine.optimizers for moment in (optimizer.first, optimizer.second)]
-    return sum(t.numel() * t.element_size() for t in tensors) // engine.lanes
 
 
 # ----- worker processes against the fleet, on a CPU
@@ -283,17 +299,17 @@ def solo_overhead(config: BenchConfig, side: int, architecture: str, **options: 
     say(f"solo overhead {architecture} {side}x{side}")
     device = config.place
     task = make_task(side, architecture, config.width)
-    policy = KeepPolicy(settings=tuned_default())
+    policy = KeepPolicy(settings=SETTINGS)
 
     def run() -> None:
         rollout(task, policy, seed=0, engine=SoloEngine(task, device=device, **options))
 
     def by_hand() -> None:
-        plain_loop(task, tuned_default(), device)
+        plain_loop(task, SETTINGS, device)
 
     short = replace(task, budget=10)
     rollout(short, policy, seed=0, engine=SoloEngine(short, device=device))
-    plain_loop(short, tuned_default(), device)
+    plain_loop(short, SETTINGS, device)
     return median(
         timed(run, device) / timed(by_hand, device) for _ in range(1 if config.quick and side > 8 else config.repeats)
     )
@@ -303,7 +319,7 @@ def frozen_prefix(config: BenchConfig, side: int, architecture: str) -> dict[str
     """Return how much faster head-only windows of 50 steps are with the cache than without."""
     say(f"frozen prefix {architecture} {side}x{side}")
     task, device = make_task(side, architecture, config.width), config.place
-    head_only = replace(tuned_default(), unfrozen_stages=0)
+    head_only = replace(SETTINGS, unfrozen_stages=0)
     windows = 4 if config.quick else 8
     kinds = {"with": 2**28, "without": 0}
     steps = {
@@ -342,16 +358,6 @@ def env_steps(config: BenchConfig) -> float | None:
     return median(rates)
 
 
-def ceilings(config: BenchConfig) -> dict[str, float]:
-    """Return the device's copy bandwidth in bytes/s and float32 matrix rate in floating point operations/s."""
-    device, n = config.place, 8192 if config.place == "cuda" else 1024
-    block = torch.ones(n, n, device=device)
-    out = torch.empty_like(block)
-    copy = median(timed(lambda: out.copy_(block), device) for _ in range(10))
-    product = median(timed(lambda: torch.mm(block, block, out=out), device) for _ in range(5))
-    return {"copy_bytes_per_second": 2 * 4 * n * n / copy, "matrix_flops": 2 * n**3 / product}
-
-
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure everything."""
     torch.set_num_threads(1)
@@ -377,7 +383,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             "solo_overhead": overheads,
             "frozen_prefix": prefixes,
             "linearity": linearity(config),
-            "ceilings": ceilings(config),
+            "device": device_use(config, int(best["lanes"])),
+            "recorded_speedup": recorded_speedup(config, int(best["lanes"])),
             "torch": torch.__version__,
         },
     }
