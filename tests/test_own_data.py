@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from lepton_rl import Domain, InputError, storage
+from lepton_rl import Domain, InputError, adapt, storage
 from lepton_rl import decode as decoding
 from lepton_rl.cli import main
 from lepton_rl.data_summary import copies, shared_images
@@ -433,3 +433,25 @@ def test_threads_keep_the_order_of_files(tmp_path, monkeypatch):
     found = decoded_images(files, None, None, "refuse")
     assert found.images[:, 0, 0, 0].tolist() == list(range(20))
     assert found.kept.tolist() == list(range(20))
+
+
+def test_a_run_over_domains_larger_than_memory_gives_the_same_weights(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    source = Domain.from_arrays(rng.integers(0, 256, (40, 6, 6), dtype=np.uint8), labels)
+    target = Domain.from_arrays(rng.integers(0, 256, (40, 9, 9), dtype=np.uint8), np.where(labels, 1, -1), name="t")
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    model = torch.nn.Sequential(*layers).eval()
+
+    def run():
+        found = adapt(model, source=source, target=target, classes=("0", "1"), policy="tuned-default", budget=5)
+        return found.model.state_dict()
+
+    in_memory = run()
+    monkeypatch.setenv("LEPTON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "MEMORY_BYTES", 300)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 100)
+    mapped = run()
+    assert (tmp_path / "cache" / "scratch").is_dir()
+    assert all(torch.equal(value, mapped[name]) for name, value in in_memory.items())
