@@ -32,12 +32,13 @@ from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cache import remove_unfinished, write_atomically
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.controls import KNOBS, tuned_default
+from lepton_rl.datasets import contents
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import MANIFEST, versions, write_manifest
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.stopping import StopRequest
 
-PLACES = ("out", "workers", "data", "wandb")  # arguments that say where the work is done, not what
+PLACES = ("out", "workers", "data", "experience", "wandb")  # arguments that say where the work is done, not what
 DEATHS = 2  # worker deaths in one rollout that are not the machine's mishap any more
 
 Say = Callable[[str], None]
@@ -63,7 +64,9 @@ class Training:
         config = replace(config, engine=self._recorded_engine(config) or faster_engine(config))
         self.config, self._say = config, say
         arguments = {key: value for key, value in asdict(config).items() if key not in PLACES}
-        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
+        if config.experience is not None:
+            arguments["experience"] = contents(config.experience)
+        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self._check_folder()
         self.files = Checkpoints(config.out / "checkpoint.safetensors", "training", say)
         self.rows: list[dict[str, Any]] = []
@@ -310,4 +313,6 @@ def command_of(config: TrainConfig) -> str:
         if field.name not in PLACES and value != field.default:
             values = value if isinstance(value, tuple) else (value,)
             flags += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    if config.experience is not None:
+        flags += ["--experience", "EXPERIENCE"]  # a folder; its contents are known by their hash
     return " ".join(["python scripts/train_agent.py", *flags])
