@@ -1,5 +1,6 @@
 """Make the files of an export and compare each with the network that it came from."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,5 +114,7 @@ def make(
 
 def _torch_file(traced: Traced, card: Card, path: Path) -> Run:
     """Write a program and return what runs it, read back."""
-    torch.export.save(traced.program, path, extra_files={EXTRA_FILE: card.to_text()})
+    content = io.BytesIO()  # torch ends the whole process when it cannot write a file, as on a full disk
+    torch.export.save(traced.program, content, extra_files={EXTRA_FILE: card.to_text()})
+    write_atomically(path, content.getvalue())
     return torch_runner(torch.export.load(path).module())
