@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -300,8 +301,6 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder.mkdir()
-        for path in (folder, *folder.parents[:3]):
-            path.chmod(path.stat().st_mode | 0o055)
         if os.getuid() == 0:
             shutil.chown(self.folder, "postgres")
         self.call(f"{self.bin}/initdb -D {self.folder} -A trust -U bench --no-sync -E UTF8")
@@ -324,17 +323,21 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path):
+def server():
     if not INITDB:
         pytest.skip("PostgreSQL is not installed")
     pytest.importorskip("psycopg")
-    made = Server(tmp_path)
-    made.start()
-    yield made
-    made.stop()
+    # Not below pytest's own folder: every pytest that starts closes that to other users.
+    with tempfile.TemporaryDirectory(prefix="lepton-postgres-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        made = Server(Path(folder))
+        made.start()
+        yield made
+        made.stop()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_studies_live_in_postgresql_which_may_go_away_and_come_back(server, tmp_path, monkeypatch):
     config = configure(tmp_path / "files", arms=("tpe", "tpe-hyperband"), tasks=1, splits=("held-out-tasks",))
