@@ -315,7 +315,7 @@ def test_a_signal_ends_a_benchmark_which_then_goes_on(tmp_path):
     register(Slow(name="slow", source="a test"))
     config = configure(tmp_path / "out", arms=("slow",), splits=("held-out-tasks",), tasks=4)
     try:
-        with pytest.raises(Stopped, match="stopped by SIGTERM after the cells that are finished: it is saved"):
+        with pytest.raises(Stopped, match="stopped by SIGTERM after the cells that are finished: what is"):
             benchmark(config, TinySuite)
         assert [row["index"] for row in rows_of(config.out)] == [0, 1]
         benchmark(config, TinySuite)

@@ -86,12 +86,12 @@ def test_a_diverging_run_ends_with_finite_values_and_restored_weights(suite, mon
     env.reset(seed=1)
     engine = env.unwrapped._session._run.engine
     before = engine.snapshot(0)
-    real = engine._backward
+    real = engine.backward
 
     def poisoned(loss, learning_rate, trained):
         real(loss * float("nan"), learning_rate, trained)
 
-    monkeypatch.setattr(engine, "_backward", poisoned)
+    monkeypatch.setattr(engine, "backward", poisoned)
     observation, paid, terminated, truncated, info = env.step(KEEP_ACTION)
     assert terminated
     assert not truncated

@@ -16,6 +16,7 @@ from lepton_rl.controls import ACTION_SIZES, KEEP
 from lepton_rl.engine import Engine
 from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.fleet import FleetEngine
+from lepton_rl.signals import SIGNALS
 from lepton_rl.solo import SoloEngine
 
 LANES, DECISIONS = 3, 3
@@ -204,8 +205,11 @@ def test_out_of_memory_is_a_fault_that_halves_the_lanes(suite, monkeypatch, meth
         halved, sizes = played(suite, actions)
     assert sorted(sizes) == [1, 1, 2]
     assert len(told) == 2
+    # Fleets of other sizes sum in another order: after five wild actions one image of 256 may be told otherwise.
+    limits = np.full(len(SIGNALS) + 3, 2e-3)
+    limits[len(SIGNALS)], limits[-1] = 100.5 / 256, 1.01 / 256
     for mine, known in zip(halved, whole, strict=True):
-        assert mine == pytest.approx(known, abs=2e-3)
+        assert (np.abs(mine - known) <= limits[: mine.shape[1]]).all()
 
 
 def test_out_of_memory_for_a_single_lane_is_an_error(suite, monkeypatch):

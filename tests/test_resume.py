@@ -179,7 +179,7 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_later(quick, tmp_path, mo
     [
         # A write is a sync or a rename: 10 of the first save, 1 + 11 + 1 of a training around it.
         ("train", 20, 23),
-        ("adapt", 20, 31),
+        ("adapt", 20, 37),
         ("benchmark", 4, 0),  # scripts/trust_report.py kills it 20 times, and a training on real lanes
     ],
 )
