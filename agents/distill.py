@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lepton_rl.agents.experience import Experience
 from lepton_rl.agents.plans import CHOICES, PLANS, STOPPED
+from lepton_rl.agents.training_env import MIN_STD
 from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
@@ -28,7 +29,6 @@ CLIP = 15.0  # points; one run in a hundred is an accident that says little of t
 FOLDS = 5
 TREES, LEAF, FEATURES = 200, 5, 0.3
 MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
-MIN_STD = 0.05  # signals that hardly move in training must not explode on a task where they do
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 400, 3e-3, 1e-3
 
 

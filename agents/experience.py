@@ -152,7 +152,6 @@ def _player(make_suite: MakeSuite, config: ExperienceConfig) -> Callable[[int], 
     return play_one
 
 
-@torch.no_grad()
 def _halves(hits: np.ndarray) -> list[float]:
     return [float(hits[0::2].mean()), float(hits[1::2].mean())]
 
