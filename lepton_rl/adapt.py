@@ -15,13 +15,14 @@ from torch import nn
 
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
+from lepton_rl.class_names import NewHead
 from lepton_rl.cross_validation import CrossValidation, check_folds, cross_validate
 from lepton_rl.domain import Domain
 from lepton_rl.explanation import Explanation, explain
 from lepton_rl.keeping import Keeper, keeping
 from lepton_rl.manifest import whole_folder, write_manifest
 from lepton_rl.metrics import Comparison, Floats, Metrics, compare
-from lepton_rl.own import NewHead, own_task
+from lepton_rl.own import own_task
 from lepton_rl.policy import Policy
 from lepton_rl.preprocessing import Preprocessing, accuracy, predict, probabilities
 from lepton_rl.rollout import Callback, Row, RunResult, rollout
@@ -54,7 +55,7 @@ class AdaptResult:
         metrics: Both models on the `test` images, class by class and with intervals; None without any.
         cross_validation: The same over the few labels, from further runs; None unless asked for.
         explanation: Why each decision, which images changed class, where features went.
-        notes: What was put right in the model or the images, in words.
+        notes: What was put right in the model or the images, and what is doubtful in them, in words.
         previous_head: The head that the model came with, where it got a new one for other classes, or None;
             `task_adapter.with_head` puts it back.
     """
@@ -235,6 +236,7 @@ def adapt(
             other = _chosen_model(first, rollout(fold.visible, actor, seed=seed))
             return _judged(first, other, fold.hidden.target_test, fold_way)
 
+        explanation = explain(task.visible, way, run, actor, original=original, adapted=adapted, judged=judged)
         result = AdaptResult(
             model=adapted,
             verdict="kept the original" if run.chosen == ORIGINAL else "adapted",
@@ -247,7 +249,7 @@ def adapt(
             preprocessing=way,
             steps=run.steps,
             seconds=run.seconds,
-            notes=task.notes,
+            notes=(*task.notes, *_doubts(explanation)),
             previous_head=task.previous_head,
             arguments={
                 "model": type(model).__name__,
@@ -261,7 +263,7 @@ def adapt(
             },
             metrics=metrics,
             cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,
-            explanation=explain(task.visible, way, run, actor, original=original, adapted=adapted, judged=judged),
+            explanation=explanation,
         )
         if out is not None and keeper is not None:
             result.save(out, overwrite=keeper.overwrite)
@@ -279,6 +281,16 @@ def _chosen_model(original: nn.Module, run: RunResult) -> nn.Module:
     engine.statistics.use("target", [False] * N_GROUPS, 0.0)
     model.load_state_dict(engine.model.state_dict())
     return model
+
+
+def _doubts(explanation: Explanation) -> list[str]:
+    labels = explanation.facts["labels"]
+    if labels is None or not labels["doubtful"]:
+        return []
+    return [
+        f"{labels['doubtful']} of {labels['images']} target labels are contradicted by the network with confidence: "
+        "look at them in report.html"
+    ]
 
 
 def _judged(

@@ -1,9 +1,7 @@
 """What a person wants to see of a finished run: why each decision, which images changed class, where features went."""
 
-import base64
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,18 @@ from lepton_rl.arrays import UNLABELLED
 from lepton_rl.attribution import explain_decisions
 from lepton_rl.domain import Domain
 from lepton_rl.features import features_and_logits
+from lepton_rl.label_check import labels_worth_a_look
 from lepton_rl.metrics import Floats
 from lepton_rl.policy import Policy
-from lepton_rl.preprocessing import Preprocessing
+from lepton_rl.preprocessing import Preprocessing, probabilities
 from lepton_rl.rollout import RunResult
 from lepton_rl.selection import ORIGINAL
 from lepton_rl.stages import find_stages
 from lepton_rl.task import VisibleTask
+from lepton_rl.thumbnail import png_of
 
 TARGET_IMAGES, SOURCE_IMAGES = 256, 200
-EXAMPLES, THUMBNAIL = 18, 96  # images; pixels a side
+EXAMPLES = 18
 REFERENCE_NUMBERS = 2**20
 
 
@@ -33,7 +33,7 @@ class Explanation:
     """The content of `explanation.json`, and what `lepton drift` compares new images with.
 
     Attributes:
-        facts: JSON values: `decisions`, `examples`, `maps`.
+        facts: JSON values: `decisions`, `examples`, `labels`, `maps`.
         reference: Features of up to 256 target images under the chosen weights, `[n, d]`.
         head: Dotted name of the classifier whose input they are.
     """
@@ -75,11 +75,26 @@ def explain(
         facts={
             "decisions": explain_decisions(policy, run.history),
             "examples": {"of": "target" if judged is None else "test", **changed_images(*(judged or shown))},
+            "labels": _labels(task, way, original, adapted),
             "maps": _maps(task, way, run, original, head, (before, after)),
         },
         reference=after[:rows].contiguous(),
         head=head,
     )
+
+
+def _labels(task: VisibleTask, way: Preprocessing, original: nn.Module, adapted: nn.Module) -> dict[str, Any] | None:
+    """Doubt the labels that the run was given, each by a network that was not trained on it; None without any."""
+    judges = [(part, model) for part, model in ((task.target_support, original), (task.target_probe, adapted)) if part]
+    if not judges:
+        return None
+    parts = [part for part, _ in judges]
+    whole = replace(
+        parts[0],
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+    )
+    return labels_worth_a_look(whole, np.concatenate([probabilities(model, part, way) for part, model in judges]))
 
 
 def _maps(
@@ -155,7 +170,7 @@ def changed_images(domain: Domain, before: Floats, after: Floats) -> dict[str, A
                 "after": names[now[i]],
                 "sure": [round(float(before[i].max()), 3), round(float(after[i].max()), 3)],
                 "label": names[domain.labels[i]] if known[i] else None,
-                "png": _png(domain.images[i]),
+                "png": png_of(domain.images[i]),
             }
             for i in picked
         ],
@@ -171,13 +186,3 @@ def _picked(groups: Sequence[NDArray[np.int64]], move: NDArray[np.int64], sure: 
         queues.append(ordered[np.argsort(rank, kind="stable")].tolist())
     turns = [queue[turn] for turn in range(EXAMPLES) for queue in queues if turn < len(queue)][:EXAMPLES]
     return [i for queue in queues for i in queue if i in turns]
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()

@@ -137,6 +137,17 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_labels_worth_a_look_are_shown(folder):
+    row = {"before": EVIL, "after": "a", "sure": [0.1, 0.8], "png": PIXEL}
+    changed(folder, lambda facts: facts.update(labels={"images": 7, "doubtful": 1, "shown": [row]}))
+    shown = plain(adapt_report(folder))
+    assert "1 of 7 labelled target images have a label that the network contradicts" in shown
+    assert f"{EVIL} 0.10 a 0.80" in shown
+    assert EVIL not in body(folder / "report.html")
+    changed(folder, lambda facts: facts.update(labels=None))
+    assert "Labels worth a look" not in plain(adapt_report(folder))
+
+
 def changed(folder, change):
     facts = json.loads((folder / "explanation.json").read_text())
     change(facts)
@@ -185,6 +196,7 @@ def evil_image(facts):
         (lambda f: f["examples"]["shown"][0].update(png=PIXEL + "A" * 300_000), "no small PNG"),
         (lambda f: f["examples"]["shown"][0].update(sure=[1]), "no two probabilities"),
         (lambda f: f["examples"].update(shown=[1]), "no list of objects"),
+        (lambda f: f.update(labels={"images": 1, "doubtful": "x", "shown": []}), "'doubtful' is 'x'"),
         (lambda f: f["maps"]["points"].update({"target before": [[1]]}), "no list of points"),
         (lambda f: f["maps"].update(explained="x"), "no two shares"),
         (lambda f: f["decisions"][0].update(signals={"a": "x"}), "'a' is 'x', expected a number"),

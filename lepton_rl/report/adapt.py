@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_rl.report.actions import describe, readable
-from lepton_rl.report.explained import examples_section, maps_section, why
+from lepton_rl.report.explained import examples_section, labels_section, maps_section, why
 from lepton_rl.report.measured import measured, score_table
 from lepton_rl.report.page import (
     PALETTE,
@@ -73,11 +73,19 @@ def adapt_report(folder: Path) -> Path:
         Section("Knobs over the run", _knobs(history)),
         Section("What the policy saw", _signals(history)),
         Section("Decision by decision", _decisions(history) + _reasons(history, explanation, where)),
-        *([examples_section(explanation, where), maps_section(explanation, where)] if explanation else []),
+        *(_looked_back(explanation, where) if explanation else []),
         Section("How this was made", manifest_table(dict(manifest))),
     ]
     lead = _banner(result, str(result_file), history)
     return write_whole(folder / "report.html", page("Adaptation report", lead, sections))
+
+
+def _looked_back(explanation: Record, where: str) -> list[Section]:
+    return [
+        examples_section(explanation, where),
+        *labels_section(explanation, where),
+        maps_section(explanation, where),
+    ]
 
 
 def _decision(row: Record, where: str) -> Decision:

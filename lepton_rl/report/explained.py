@@ -80,6 +80,21 @@ def examples_section(explanation: Record, where: str) -> Section:
     return Section("Images that changed class", note(said) + drawn)
 
 
+def labels_section(explanation: Record, where: str) -> list[Section]:
+    """Show labels that the network contradicts; nothing for a run without labels."""
+    if explanation.get("labels") is None:
+        return []
+    found = mapping(explanation, "labels", where)
+    images, count = (int(number(found, key, where)) for key in ("images", "doubtful"))
+    said = (
+        f"{count} of {images} labelled target images have a label that the network contradicts, more surely than it "
+        "is, on average, of the images labelled so. Struck out is the label that was given. Labels that were trained "
+        "on are judged by the model from before the run, the others by the one after it. The network may be wrong too."
+    )
+    cards = "".join(_card(row, where) for row in _records(found, "shown", where))
+    return [Section("Labels worth a look", note(said) + (f'<div class="images">{cards}</div>' if cards else ""))]
+
+
 def _card(row: Record, where: str) -> str:
     png = text(row, "png", where)
     if len(png) > MAX_PNG or not PNG.fullmatch(png):
