@@ -12,18 +12,24 @@ Put it behind a proxy that does TLS and authentication; it has neither.
 import argparse
 import io
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+
+try:
+    import onnxruntime
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi.concurrency import run_in_threadpool
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+except ImportError as error:
+    sys.exit(f"serve: error: {error}: expected the extra 'serve'; pip install 'lepton_rl[serve]'")
 
 from lepton_rl.decode import image_pixels, with_channels
 from lepton_rl.errors import InputError
@@ -175,8 +181,6 @@ def main() -> None:
         app = create_app(options.model, Limits(bytes=math.floor(options.max_mib * 2**20)))
     except InputError as error:
         raise SystemExit(f"serve: error: {error}") from None
-    import uvicorn
-
     uvicorn.run(app, host=options.host, port=options.port)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -146,3 +147,12 @@ def test_the_command_line_says_what_is_wrong_in_one_line(serve, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["serve.py", "gone.onnx"])
     with pytest.raises(SystemExit, match=r"serve: error: 'gone\.onnx' does not exist"):
         serve.main()
+
+
+def test_without_its_extra_it_says_which_one_to_install():
+    code = "import runpy, sys; sys.modules['fastapi'] = None; runpy.run_path(sys.argv[1])"
+    path = ROOT / "examples" / "serve.py"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [done.stderr.strip()]
+    assert "pip install 'lepton_rl[serve]'" in done.stderr
