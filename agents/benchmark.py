@@ -77,7 +77,7 @@ def _compared(config: BenchmarkConfig, make_suite: MakeSuite, stop: StopRequest)
     check_joins(config.out, common)
     rows_file = RowFile(config.out / "rows.jsonl")
     done = finished(rows_file.read(), cells, config)
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    arguments = json.loads(json.dumps(asdict(config), default=str))
     about = described(config)
     extra = {"fingerprint": common, **about}
     write_manifest(config.out, command="lepton benchmark", arguments=arguments, extra=extra)
@@ -167,7 +167,14 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 
 def _suite(config: BenchmarkConfig) -> SuiteChoice:
     return SuiteChoice(
-        name=config.suite, data=config.data, source=config.source, target=config.target, size=config.size
+        name=config.suite,
+        data=config.data,
+        source=config.source,
+        target=config.target,
+        size=config.size,
+        model=config.model,
+        weights=config.weights,
+        budgets=config.budgets,
     )
 
 

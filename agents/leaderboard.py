@@ -19,7 +19,7 @@ FORMAT = 2
 SAMPLE = 4  # cells that are made again
 FREE = ("seconds",)  # what may differ between two runs
 TOLERANCE = 0.02  # of accuracies when versions differ: other kernels round otherwise
-LOCAL = ("out", "submit", "verify", "storage", "address", "workers", "data", "source", "target")
+LOCAL = ("out", "submit", "verify", "storage", "address", "workers", "data", "source", "target", "weights")
 
 Row = dict[str, Any]
 

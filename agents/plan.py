@@ -27,8 +27,14 @@ class BenchmarkConfig:
     """Folder of the .npz files of the suite data; default LEPTON_DATA."""
     source: Path | None = None
     """Your own source images, one sub-folder per class, for the suite folders."""
-    target: Path | None = None
-    """Your own target images, one sub-folder per class, for the suite folders."""
+    target: tuple[Path, ...] = ()
+    """Your own target images, one sub-folder per class; several folders take turns."""
+    model: str | None = None
+    """Your own network for the suite folders, as --model of lepton adapt; default networks of the built-in family."""
+    weights: Path | None = None
+    """Its weights; without them a network known by name is first trained on --source."""
+    budgets: tuple[int, ...] = ()
+    """Budgets of the tasks of the suite folders, in gradient steps; default 20 to 320."""
     size: int = 16
     """Side in pixels to which images of data (16 or 28) or folders are brought."""
     arms: tuple[str, ...] = (

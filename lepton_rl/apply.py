@@ -9,18 +9,16 @@ from torch import nn
 
 from lepton_rl.adapt import AdaptResult, adapt
 from lepton_rl.artifact import SHIPPED, load_policy
+from lepton_rl.class_names import NewHead
 from lepton_rl.decode import Corrupt
 from lepton_rl.domain import Domain
 from lepton_rl.inspect_command import groups_of
 from lepton_rl.keeping import Keeper, keeping
-from lepton_rl.loading import load_domain, load_model, untrained_model
-from lepton_rl.model_check import input_channels
-from lepton_rl.models import ARCHITECTURES
-from lepton_rl.named_models import ExpectedInput, find_named, is_named
-from lepton_rl.own import NewHead, split_source
-from lepton_rl.pretrain import pretrained, trained_here
+from lepton_rl.loading import load_domain
+from lepton_rl.named_models import ExpectedInput
 from lepton_rl.run import decisions_of
-from lepton_rl.task_adapter import with_classes
+from lepton_rl.splits import split_source
+from lepton_rl.starting_model import Standardisation, StartingModel
 from lepton_rl.warm_start import filled_in, image_size
 
 
@@ -125,7 +123,7 @@ def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) ->
         folds=config.folds,
         classes=classes,
         image_size=size,
-        normalisation=_normalisation(config, expected, say),
+        normalisation=_normalisation(config, say),
         stages=groups_of(config.stages),
         head=config.head,
         new_head=config.new_head,
@@ -148,24 +146,23 @@ def _expected(config: ApplyConfig, say: Callable[[str], None]) -> ExpectedInput 
     """Return what a library states about the images of its model; an earlier run knows better."""
     if config.warm_start is not None:
         return None
-    expected = find_named(config.model).expected if is_named(config.model) else None
+    expected = StartingModel(name=config.model).expected
     if expected is not None and config.image_size is None:
         height, width = expected.size
         say(f"images are read at {height}x{width} pixels, as {config.model} states; --image-size takes another side")
     return expected
 
 
-def _normalisation(
-    config: ApplyConfig, expected: ExpectedInput | None, say: Callable[[str], None]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _normalisation(config: ApplyConfig, say: Callable[[str], None]) -> Standardisation | None:
     """Return what was typed, or what the library states, unless the model was trained here."""
     if config.mean or config.std:
         return config.mean, config.std
-    if expected is None or (config.weights is None and not find_named(config.model).trained):
+    stated = StartingModel(name=config.model, weights=config.weights).standardisation
+    if stated is None:
         return None
-    mean, std = ([round(value, 3) for value in values] for values in (expected.mean, expected.std))
+    mean, std = ([round(value, 3) for value in values] for values in stated)
     say(f"standardised with mean {mean} and std {std}, as {config.model} states; --mean and --std take others")
-    return expected.mean, expected.std
+    return stated
 
 
 def _size(domain: Domain | None) -> tuple[int, int] | None:
@@ -173,15 +170,11 @@ def _size(domain: Domain | None) -> tuple[int, int] | None:
 
 
 def _model(config: ApplyConfig, source: Domain | None, say: Callable[[str], None]) -> nn.Module:
-    named = is_named(config.model) and not find_named(config.model).trained
-    if not (named or config.model in ARCHITECTURES) or config.weights is not None or source is None:
-        return load_model(config.model, config.weights)
+    named = StartingModel(name=config.model, weights=config.weights)
+    if named.comes_trained or source is None:
+        return named.load()
     if config.image_size is not None:
         source = source.resized(config.image_size, config.image_size)
     train, _ = split_source(source, config.seed)
     say(f"training {config.model} on {len(train)} labelled images of {source.name}, as no --weights are given")
-    if not named:
-        return pretrained(config.model, train)
-    model = untrained_model(config.model)
-    train = train.with_channels(input_channels(model, train.images.shape[1]))
-    return trained_here(with_classes(model, config.head, train.n_classes), config.model, train)
+    return named.trained_on(train, config.head)

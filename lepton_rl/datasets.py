@@ -7,17 +7,19 @@ no policy is ever trained on them.
 import hashlib
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
-from lepton_rl.models import StagedNet
+from lepton_rl.model_check import check_model
 from lepton_rl.pretrain import channel_statistics, pretrained
+from lepton_rl.starting_model import StartingModel
 from lepton_rl.suite import BUDGETS, SPLITS, Recipe, Suite, TaskSuite, draw_recipe, split_target
 from lepton_rl.task import AdaptationTask, HiddenTask, Regime, VisibleTask
 
@@ -61,6 +63,7 @@ class PairSuite:
         width: Channels of the networks' first stage.
         pretrain_steps: Gradient steps on source data.
         budgets: Budgets of the tasks, in gradient steps.
+        network: The network of all tasks; None draws one of the family for each.
     """
 
     pairs: tuple[Pair, ...]
@@ -68,7 +71,8 @@ class PairSuite:
     width: int = WIDTH
     pretrain_steps: int = PRETRAIN_STEPS
     budgets: tuple[int, ...] = BUDGETS
-    _models: dict[tuple[str, str], StagedNet] = field(default_factory=dict)
+    network: StartingModel | None = None
+    _models: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
 
     def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
         """Draw task number `index` without making it; the pairs take turns."""
@@ -91,14 +95,11 @@ class PairSuite:
         """Make the task of a recipe."""
         pair = self.pairs[recipe.index % len(self.pairs)]
         train, val = _dealt(pair.source)
-        mean, std = channel_statistics(train.images)
-        key = (recipe.architecture, pair.source.name)
-        if key not in self._models:
-            self._models[key] = pretrained(recipe.architecture, train, width=self.width, steps=self.pretrain_steps)
+        mean, std = self._standardisation(train)
         parts = split_target(pair.target, recipe, np.random.default_rng(recipe.seed))
         visible = VisibleTask(
             name=recipe.name,
-            model=self._models[key],
+            model=self._model(recipe.architecture, pair.source.name, train),
             n_classes=pair.target.n_classes,
             mean=mean,
             std=std,
@@ -120,6 +121,23 @@ class PairSuite:
             "seed": recipe.seed,
         }
         return AdaptationTask(visible=visible, hidden=hidden, split=self.split, facts=facts)
+
+    def _standardisation(self, train: Domain) -> tuple[np.ndarray, np.ndarray]:
+        stated = None if self.network is None else self.network.standardisation
+        if stated is None:
+            return channel_statistics(train.images)
+        return np.asarray(stated[0]), np.asarray(stated[1])
+
+    def _model(self, architecture: str, source: str, train: Domain) -> nn.Module:
+        key = (architecture if self.network is None else self.network.name, source)
+        if key not in self._models:
+            if self.network is None:
+                model: nn.Module = pretrained(architecture, train, width=self.width, steps=self.pretrain_steps)
+            else:
+                model = self.network.load() if self.network.comes_trained else self.network.trained_on(train)
+                _check_outputs(model, train)
+            self._models[key] = model
+        return self._models[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,28 +228,54 @@ def read_digits(size: int) -> Domain:
     return Domain.digits().resized(size, size).with_channels(CHANNELS)
 
 
-def folder_suite(source: Path, target: Path, size: int = 28) -> PairSuite:
-    """Return a suite of two folders of images, one sub-folder per class in each.
+def folder_suite(
+    source: Path,
+    targets: Sequence[Path],
+    size: int = 28,
+    network: StartingModel | None = None,
+    budgets: tuple[int, ...] = BUDGETS,
+) -> PairSuite:
+    """Return a suite of folders of images, one sub-folder per class in each.
 
     Args:
         source: What the network is trained on.
-        target: What it is adapted to; its labels are hidden from the arms and used to report.
+        targets: What it is adapted to, one after the other; their labels are hidden from the arms and used to report.
         size: Side in pixels to which all images are brought.
+        network: The network of all tasks; None draws one of the family for each.
+        budgets: Budgets to draw from, in gradient steps.
 
     Raises:
-        InputError: If a folder is not usable, or the target has too few labelled images.
+        InputError: If a folder is not usable, or has too few labelled images.
     """
     known = Domain.from_folder(source, size=size).labelled()
-    wanted = Domain.from_folder(target, size=size, channels=known.images.shape[1], classes=known.classes).labelled()
-    for domain, where in ((known, source), (wanted, target)):
-        counts = np.bincount(domain.labels, minlength=known.n_classes)
-        if known.n_classes < 2 or counts.min() < FEWEST:
-            raise InputError(
-                f"folder {str(where)!r} has {counts.tolist()} labelled images of {', '.join(known.classes)}: expected "
-                f"two classes or more with {FEWEST} images each; add some"
-            )
-    pair = Pair(source=known.renamed("source"), target=wanted.renamed("target"))
-    return _across((pair,), OWN_SPLIT)
+    if network is not None:
+        known = known.with_channels(network.channels(known.images.shape[1]))
+    _check_counts(known, source)
+    pairs = []
+    for number, target in enumerate(targets, start=1):
+        wanted = Domain.from_folder(target, size=size, channels=known.images.shape[1], classes=known.classes).labelled()
+        _check_counts(wanted, target)
+        # Numbers, not names of folders: tasks are drawn from them, and must not depend on where a folder lies.
+        pairs.append(Pair(source=known.renamed("source"), target=wanted.renamed(f"target{number}")))
+    return replace(_across(tuple(pairs), OWN_SPLIT), network=network, budgets=budgets)
+
+
+def _check_counts(domain: Domain, folder: Path) -> None:
+    counts = np.bincount(domain.labels, minlength=domain.n_classes)
+    if domain.n_classes < 2 or counts.min() < FEWEST:
+        raise InputError(
+            f"folder {str(folder)!r} has {counts.tolist()} labelled images of {', '.join(domain.classes)}: expected "
+            f"two classes or more with {FEWEST} images each; add some"
+        )
+
+
+def _check_outputs(model: nn.Module, train: Domain) -> None:
+    outputs = check_model(model, *train.images.shape[1:]).n_classes
+    if outputs != train.n_classes:
+        raise InputError(
+            f"the model has {outputs} outputs and the source {train.n_classes} classes: expected as many; give a model "
+            "for these classes"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_rl.arrays import luma, one_line
+from lepton_rl.arrays import check_channels, checked_size, luma, one_line
 from lepton_rl.errors import InputError
 from lepton_rl.storage import blank_images
 
@@ -56,6 +56,20 @@ class Decoded:
     images: Pixels
     kept: NDArray[np.int64]
     reading: Reading
+
+
+def checked_reading(size: int | tuple[int, int] | None, channels: int | None, corrupt: str) -> tuple[int, int] | None:
+    """Check how images are to be read, and return the size as (height, width), None for that of the first.
+
+    Raises:
+        TypeError: If the size is no integer and no pair.
+        InputError: If a value is out of range.
+    """
+    if channels is not None:
+        check_channels(channels)
+    if corrupt not in ("refuse", "skip"):
+        raise InputError(f"corrupt is {corrupt!r}: expected 'refuse' or 'skip'")
+    return None if size is None else checked_size(size)
 
 
 def read_images(

@@ -22,11 +22,11 @@ from lepton_rl.arrays import (
     luma,
 )
 from lepton_rl.csv_index import read_csv
-from lepton_rl.data_summary import copies
-from lepton_rl.decode import Corrupt, Reading
+from lepton_rl.data_summary import summary
+from lepton_rl.decode import Corrupt, Reading, checked_reading
 from lepton_rl.decoded_cache import decoded_images
 from lepton_rl.errors import InputError
-from lepton_rl.hugging_face import columns, open_dataset
+from lepton_rl.hugging_face import Columns, columns, open_dataset
 from lepton_rl.image_folder import list_folder
 from lepton_rl.npz import read_npz
 from lepton_rl.storage import mapped, taken
@@ -144,23 +144,7 @@ class Domain:
         `duplicates` counts images equal to an earlier one, `contradicting` those that have two labels; `file_sizes`
         (height x width) and `skipped` are there for images that were read from files.
         """
-        known = self.labels[self.labels != UNLABELLED]
-        counts = np.bincount(known, minlength=self.n_classes)
-        twice = copies(self.images, self.labels)
-        files = (
-            {} if self.reading is None else {"file_sizes": self.reading.sizes, "skipped": list(self.reading.skipped)}
-        )
-        return {
-            "name": self.name,
-            "n": len(self),
-            "labelled": len(known),
-            "per_class": {name: int(count) for name, count in zip(self.classes, counts, strict=True)},
-            "image_size": [int(side) for side in self.images.shape[2:]],
-            "channels": int(self.images.shape[1]),
-            "duplicates": twice.duplicates,
-            "contradicting": twice.contradicting,
-            **files,
-        }
+        return summary(self.images, self.labels, self.name, self.classes, self.reading)
 
     @classmethod
     def digits(cls) -> Domain:
@@ -252,7 +236,7 @@ class Domain:
             InputError: When the folder, a class or an image is not usable; it names the file and what to do.
         """
         root = Path(path)
-        wanted = _checked_reading(size, channels, corrupt)
+        wanted = checked_reading(size, channels, corrupt)
         files, labels, names = list_folder(root, None if classes is None else checked_classes(classes))
         return cls._of_files(files, labels, names, root.resolve().name, wanted, channels, corrupt)
 
@@ -284,7 +268,7 @@ class Domain:
             InputError: When the table or an image is not usable; it names the line or the file.
         """
         path = Path(path)
-        wanted = _checked_reading(size, channels, corrupt)
+        wanted = checked_reading(size, channels, corrupt)
         known = None if classes is None else checked_classes(classes)
         files, labels, names = read_csv(path, split, known, None if root is None else Path(root))
         return cls._of_files(files, labels, names, path.stem, wanted, channels, corrupt)
@@ -327,7 +311,7 @@ class Domain:
         Raises:
             InputError: When an example is not usable; it names its number.
         """
-        images, labels = read_examples(dataset, _checked_reading(size, channels, "refuse"), channels)
+        images, labels = read_examples(dataset, checked_reading(size, channels, "refuse"), channels)
         known = getattr(dataset, "classes", None) if classes is None else classes
         return cls.from_arrays(images, labels, name=name or type(dataset).__name__, classes=known)
 
@@ -361,30 +345,7 @@ class Domain:
         """
         part = open_dataset(dataset, split)
         x, y, stored = columns(part, image, label)
-        examples = _Columns(part, x, y)
-        images, labels = read_examples(examples, _checked_reading(size, channels, "refuse"), channels)
+        examples = Columns(part, x, y)
+        images, labels = read_examples(examples, checked_reading(size, channels, "refuse"), channels)
         default = Path(dataset).name if isinstance(dataset, str | Path) else "huggingface"
         return cls.from_arrays(images, labels, name=name or default, classes=stored if classes is None else classes)
-
-
-class _Columns:
-    """Two columns of a table as examples."""
-
-    def __init__(self, table: Any, image: str, label: str | None) -> None:  # noqa: ANN401
-        self._table = table.select_columns([image] if label is None else [image, label])
-        self._image, self._label = image, label
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, i: int) -> tuple[Any, Any]:
-        row = self._table[i]
-        return row[self._image], None if self._label is None else row[self._label]
-
-
-def _checked_reading(size: int | tuple[int, int] | None, channels: int | None, corrupt: str) -> tuple[int, int] | None:
-    if channels is not None:
-        check_channels(channels)
-    if corrupt not in ("refuse", "skip"):
-        raise InputError(f"corrupt is {corrupt!r}: expected 'refuse' or 'skip'")
-    return None if size is None else checked_size(size)

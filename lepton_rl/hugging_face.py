@@ -62,6 +62,29 @@ def columns(dataset: Any, image: str | None, label: str | None) -> tuple[str, st
     return image, label, None if names is None else tuple(names)
 
 
+class Columns:
+    """Two columns of a table as examples, pairs of an image and a label or None.
+
+    Args:
+        table: A `datasets.Dataset`.
+        image: Column of the images.
+        label: Column of the labels; None = they are unknown.
+    """
+
+    def __init__(self, table: Any, image: str, label: str | None) -> None:  # noqa: ANN401
+        self._table = table.select_columns([image] if label is None else [image, label])
+        self._image, self._label = image, label
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._table)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        """Return an image, and its label or None."""
+        row = self._table[i]
+        return row[self._image], None if self._label is None else row[self._label]
+
+
 def _from_disk(path: Path) -> Any:  # noqa: ANN401
     try:
         library = importlib.import_module("datasets")

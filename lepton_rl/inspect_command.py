@@ -68,7 +68,7 @@ def _inspect_policy(what: str) -> None:
 
 def _inspect_model(config: Config) -> None:
     from lepton_rl.inspect_model import layer_groups
-    from lepton_rl.own import plan_of
+    from lepton_rl.stages import plan_of
 
     model = _model(config)
     groups = layer_groups(model, plan_of(model, groups_of(config.stages), config.head))

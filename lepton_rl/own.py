@@ -2,29 +2,23 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lepton_rl.arrays import UNLABELLED
-from lepton_rl.data_summary import copies, shared_images
+from lepton_rl.class_names import NewHead, class_names, relabelled, wants_new_head
+from lepton_rl.data_notes import data_notes
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.model_check import check_model, input_channels
 from lepton_rl.preprocessing import Preprocessing
 from lepton_rl.pretrain import channel_statistics
 from lepton_rl.run import decisions_of
-from lepton_rl.stages import StagePlan, find_stages, stages_by_hand
+from lepton_rl.splits import split_labelled, split_source
+from lepton_rl.stages import StagePlan, plan_of
 from lepton_rl.task import AdaptationTask, HiddenTask, VisibleTask
 from lepton_rl.task_adapter import fitted_head, with_head
-
-NewHead = Literal["auto", "always", "never"]
-
-VAL_SHARE = 5  # one source image in five is kept out of training
-PROBE_SHARE = 3  # one labelled target image in three validates
-SHOWN_CLASSES = 10
 
 
 def own_task(
@@ -77,8 +71,8 @@ def own_task(
     _check_is_model(model)
     plan = plan_of(model, stages, head)
     facts = check_model(model, *shape, plan)
-    renewed = _wants_new_head(new_head, facts.n_classes, classes, source)
-    names = _class_names(None if renewed else facts.n_classes, classes, source, target)
+    renewed = wants_new_head(new_head, facts.n_classes, classes, source)
+    names = class_names(None if renewed else facts.n_classes, classes, source, target)
     if source is not None:
         source = _prepared(source, shape, names, "source").labelled()
     target = _prepared(target, shape, names, "target")
@@ -90,7 +84,7 @@ def own_task(
         channels=shape[0], height=shape[1], width=shape[2], mean=tuple(mean.tolist()), std=tuple(std.tolist())
     )
     notes, previous = list(facts.notes), None
-    notes += _data_notes(names, train, support, target, hidden_test)
+    notes += data_notes(names, train, support, target, hidden_test)
     if renewed:
         previous = copy.deepcopy(model.get_submodule(plan.head))
         model = _renewed(model, plan, train or support or target, way)
@@ -119,55 +113,6 @@ def own_task(
     return task, way
 
 
-def plan_of(model: nn.Module, stages: Sequence[Sequence[str]] | None, head: str | None) -> StagePlan:
-    """Return the layer groups of a model: those given, or those found.
-
-    Raises:
-        TypeError: If the groups are no sequences of names.
-        InputError: As `find_stages` and `stages_by_hand`.
-    """
-    if stages is None:
-        return find_stages(model, head)
-    if isinstance(stages, str) or any(isinstance(group, str) for group in stages):
-        raise TypeError(f"stages are {stages!r}: expected groups of module names, for example [['conv1'], ['layer1']]")
-    return stages_by_hand(model, stages, head)
-
-
-def split_source(source: Domain, seed: int) -> tuple[Domain, Domain]:
-    """Deal labelled source images onto four fifths to train and one fifth to validate, class by class.
-
-    Raises:
-        InputError: If there are fewer than five labelled images.
-    """
-    source = source.labelled()
-    if len(source) < VAL_SHARE:
-        raise InputError(
-            f"source {source.name!r} has {len(source)} labelled images: expected at least {VAL_SHARE}; "
-            "label more, or leave the source out to adapt without it"
-        )
-    train, val = _dealt(source.labels, VAL_SHARE, np.random.default_rng((seed, 0)))
-    return source.take(train), source.take(val)
-
-
-def split_labelled(labelled: Domain, seed: int) -> tuple[Domain | None, Domain | None]:
-    """Deal labelled target images onto two thirds to train (support) and one third to validate (probe).
-
-    One or two labelled images are all trained on; a part without images is None.
-    """
-    support, probe = _dealt(labelled.labels, PROBE_SHARE, np.random.default_rng((seed, 1)))
-    return labelled.take(support) if len(support) else None, labelled.take(probe) if len(probe) else None
-
-
-def _dealt(
-    labels: NDArray[np.int64], share: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return two shuffled parts of 0..n-1; the second gets n // share, evenly over the classes."""
-    shuffled = rng.permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    second = np.arange(len(labels)) % share == share - 1
-    return rng.permutation(by_class[~second]), rng.permutation(by_class[second])
-
-
 def _check_types(target: Domain, source: Domain | None, test: Domain | None, budget: int, seed: int) -> None:
     for what, domain, optional in (("target", target, False), ("source", source, True), ("test", test, True)):
         if domain is None and optional:
@@ -183,39 +128,9 @@ def _check_types(target: Domain, source: Domain | None, test: Domain | None, bud
         raise InputError(f"seed {seed} is out of range: expected 0 to 2^63 - 1; choose a smaller one")
 
 
-def _data_notes(
-    names: tuple[str, ...], train: Domain | None, support: Domain | None, target: Domain, test: Domain | None
-) -> list[str]:
-    """Say what a person should know of the images before believing the figures."""
-    notes = []
-    for what, domain in (("source", train), ("target", target)):
-        if domain is None or not domain.has_labels:
-            continue
-        absent = [name for i, name in enumerate(names) if not (domain.labels == i).any()]
-        if absent:
-            notes.append(f"the {what} has no labelled image of {_some(absent)}")
-        twice = copies(domain.images, domain.labels).contradicting
-        if twice:
-            notes.append(f"{twice} images are in the {what} with two labels, of which one must be wrong")
-    if test is not None:
-        for what, domain in (("source", train), ("labelled target", support)):
-            same = 0 if domain is None else shared_images(test.images, domain.images)
-            if same:
-                notes.append(f"{same} of {len(test)} test images are also in the {what} images: test figures flatter")
-    return notes
-
-
 def _check_is_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: expected a torch.nn.Module from images to logits")
-
-
-def _wants_new_head(new_head: NewHead, n_outputs: int, classes: Sequence[str] | None, source: Domain | None) -> bool:
-    if new_head not in ("auto", "always", "never"):
-        raise InputError(f"new_head {new_head!r} is unknown: expected auto, always or never")
-    if new_head != "auto":
-        return new_head == "always"
-    return classes is None and source is not None and source.n_classes != n_outputs
 
 
 def _renewed(model: nn.Module, plan: StagePlan, labelled: Domain, way: Preprocessing) -> nn.Module:
@@ -237,17 +152,7 @@ def _shape(model: nn.Module, domain: Domain, image_size: int | tuple[int, int] |
 
 
 def _prepared(domain: Domain, shape: tuple[int, int, int], names: tuple[str, ...], what: str) -> Domain:
-    converted = domain.with_channels(shape[0]).resized(*shape[1:])
-    number = {name: i for i, name in enumerate(names)}
-    for label in np.unique(domain.labels[domain.labels != UNLABELLED]):
-        if domain.classes[label] not in number:
-            raise InputError(
-                f"class {domain.classes[label]!r} in the {what} {domain.name!r} is not known to the model: expected "
-                f"{_some(names)}; rename it, or give its images without a label"
-            )
-    # The last entry serves -1, which stays unlabelled.
-    table = np.array([*(number.get(name, UNLABELLED) for name in domain.classes), UNLABELLED], dtype=np.int64)
-    return Domain(images=converted.images, labels=table[domain.labels], name=domain.name, classes=names)
+    return relabelled(domain.with_channels(shape[0]).resized(*shape[1:]), names, what)
 
 
 def _test(test: Domain, shape: tuple[int, int, int], names: tuple[str, ...]) -> Domain:
@@ -255,33 +160,6 @@ def _test(test: Domain, shape: tuple[int, int, int], names: tuple[str, ...]) -> 
     if len(test) == 0:
         raise InputError(f"test {test.name!r} has no labels: expected labelled images; leave it out or label them")
     return test
-
-
-def _class_names(
-    n_classes: int | None, classes: Sequence[str] | None, source: Domain | None, target: Domain
-) -> tuple[str, ...]:
-    """Return the names of the model's outputs; None = there will be as many as there are names."""
-    if classes is not None:
-        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-            raise TypeError(f"classes are {classes!r}: expected a sequence of strings, one an output")
-        names, what = tuple(classes), "classes names"
-    elif source is not None:
-        names, what = source.classes, "the source knows"
-    elif target.has_labels:
-        names, what = target.classes, "the target, without a source, knows"
-    elif n_classes is None:
-        raise InputError(
-            "a new head is asked for, and no class is known: expected classes, or a source or a target with labels"
-        )
-    else:
-        return tuple(str(i) for i in range(n_classes))
-    n_classes = len(names) if n_classes is None else n_classes
-    if len(names) != n_classes or len(set(names)) != n_classes:
-        raise InputError(
-            f"the model has {n_classes} outputs but {what} {len(names)} classes ({_some(names)}): expected one name "
-            "an output; give classes, the names of the model's outputs in their order, or ask for a new head"
-        )
-    return names
 
 
 def _normalisation(
@@ -298,8 +176,3 @@ def _normalisation(
             "each, std above 0, in units of 0..1; give what the model was trained with"
         )
     return mean, std
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-    return ", ".join(map(repr, names[:SHOWN_CLASSES])) + more

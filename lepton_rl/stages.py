@@ -41,6 +41,20 @@ def _inside(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
+def plan_of(model: nn.Module, stages: Sequence[Sequence[str]] | None, head: str | None) -> StagePlan:
+    """Return the layer groups of a model: those given, or those found.
+
+    Raises:
+        TypeError: If the groups are no sequences of names.
+        InputError: As `find_stages` and `stages_by_hand`.
+    """
+    if stages is None:
+        return find_stages(model, head)
+    if isinstance(stages, str) or any(isinstance(group, str) for group in stages):
+        raise TypeError(f"stages are {stages!r}: expected groups of module names, for example [['conv1'], ['layer1']]")
+    return stages_by_hand(model, stages, head)
+
+
 def find_stages(model: nn.Module, head: str | None = None) -> StagePlan:
     """Find the layer groups of a network.
 

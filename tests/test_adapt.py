@@ -14,10 +14,10 @@ import lepton_rl.report
 from lepton_rl import ControlSettings, Domain, InputError, Shift, adapt
 from lepton_rl.controls import KEEP
 from lepton_rl.loading import load_model
-from lepton_rl.own import split_source
 from lepton_rl.policy import KeepPolicy, SchedulePolicy
 from lepton_rl.preprocessing import predict
 from lepton_rl.pretrain import pretrained
+from lepton_rl.splits import split_source
 
 SHIFT = Shift(kind="contrast", severity=1.0, seed=1)
 

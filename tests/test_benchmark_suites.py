@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from test_benchmark import TinySuite, configure, rows_of
 
 from lepton_rl import datasets
@@ -30,6 +32,7 @@ from lepton_rl.agents.leaderboard import differences, read_submission, sampled
 from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
 from lepton_rl.errors import InputError
+from lepton_rl.starting_model import StartingModel
 from lepton_rl.suite import SPLITS
 
 QUICK = ("source-only", "adabn", "tpe")
@@ -129,18 +132,23 @@ def test_the_real_sets_make_tasks():
 # ----- two folders of images
 
 
-def test_two_folders_of_images_are_a_suite(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "PRETRAIN_STEPS", 5)
+@pytest.fixture
+def folders(tmp_path):
+    """Cups are bright above and keys are not, in a studio and, darker, with a phone and a tablet."""
     rng = np.random.default_rng(0)
-    for domain, bright in (("studio", 120), ("phone", 60)):
+    for domain, bright in (("studio", 120), ("phone", 60), ("tablet", 90)):
         for kind in ("cup", "key"):
             (tmp_path / domain / kind).mkdir(parents=True)
             for i in range(40):
                 pixels = rng.integers(0, bright, (20, 20, 3)).astype(np.uint8)
                 pixels[:10] += np.uint8(60 * (kind == "cup"))
                 Image.fromarray(pixels).save(tmp_path / domain / kind / f"{i}.png")
-    words = {"suite": "folders", "source": tmp_path / "studio", "target": tmp_path / "phone", "size": 12}
-    config = configure(tmp_path / "out", arms=("source-only", "adabn"), tasks=2, **words)
+    return {"suite": "folders", "source": tmp_path / "studio", "target": (tmp_path / "phone",), "size": 12}
+
+
+def test_two_folders_of_images_are_a_suite(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "PRETRAIN_STEPS", 5)
+    config = configure(tmp_path / "out", arms=("source-only", "adabn"), tasks=2, **folders)
     benchmark(config)
     rows = rows_of(config.out)
     assert {(row["split"], row["index"]) for row in rows} == {("own", 0), ("own", 1)}
@@ -150,7 +158,65 @@ def test_two_folders_of_images_are_a_suite(tmp_path, monkeypatch):
     for path in (tmp_path / "phone" / "key").iterdir():
         path.unlink()
     with pytest.raises(InputError, match="phone"):
-        datasets.folder_suite(tmp_path / "studio", tmp_path / "phone", 12)
+        datasets.folder_suite(tmp_path / "studio", [tmp_path / "phone"], 12)
+
+
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+def build(classes=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+def other():
+    return build(3)
+"""
+
+
+def test_an_own_network_is_benchmarked_on_several_targets_in_turn(folders, tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    targets = (tmp_path / "phone", tmp_path / "tablet")
+    words = folders | {"target": targets, "model": "own_network:build", "budgets": (5,)}
+    config = configure(tmp_path / "out", arms=("source-only", "tuned-default"), tasks=2, **words)
+    benchmark(config)
+    rows = rows_of(config.out)
+    assert {row["task"] for row in rows} == {"source-target1/own/0000", "source-target2/own/0001"}
+    assert {row["steps"] for row in rows if row["arm"] == "tuned-default"} == {5}
+    suite = datasets.folder_suite(folders["source"], targets, 12, StartingModel(name="own_network:build"), (5,))
+    task = suite.task("own", 0)
+    assert [type(layer).__name__ for layer in task.visible.model][:2] == ["Conv2d", "ReLU"]
+    assert task.visible.budget == 5
+    save_file({k: v + 1 for k, v in task.visible.model.state_dict().items()}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="rows with data"):  # other weights are another benchmark
+        benchmark(dataclasses.replace(config, weights=tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="3 outputs and the source 2 classes"):
+        datasets.folder_suite(folders["source"], targets, 12, StartingModel(name="own_network:other")).task("own", 0)
+
+
+def test_a_network_without_weights_is_trained_on_the_source_folder(folders):
+    network = StartingModel(name="vgg-gn")
+    suite = datasets.folder_suite(folders["source"], folders["target"], 12, network)
+    model, again = (suite.task("own", index).visible.model for index in (0, 1))
+    assert model is again
+    train = suite.task("own", 0).visible.source_train or suite.task("own", 1).visible.source_train
+    pixels = (torch.from_numpy(train.images).float() / 255 - train.images.mean() / 255) / (train.images.std() / 255)
+    assert float((model(pixels).argmax(1).numpy() == train.labels).mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"suite": "digits", "model": "vgg"}, "with --suite folders alone"),
+        ({"suite": "digits", "budgets": (5,)}, "with --suite folders alone"),
+        ({"weights": Path("net.safetensors")}, "without --model"),
+        ({"budgets": (3,)}, "budget 3"),
+    ],
+)
+def test_what_does_not_go_together_is_told(folders, tmp_path, words, told):
+    with pytest.raises(InputError, match=told):
+        benchmark(configure(tmp_path / "out", arms=("source-only",), **folders | words))
 
 
 # ----- submissions

@@ -12,8 +12,9 @@ from torch import nn
 
 from lepton_rl import Domain, InputError
 from lepton_rl.model_check import check_model
-from lepton_rl.own import own_task, split_labelled, split_source
+from lepton_rl.own import own_task
 from lepton_rl.preprocessing import Preprocessing, accuracy, predict
+from lepton_rl.splits import split_labelled, split_source
 
 
 def net(channels=1, classes=2, **_):

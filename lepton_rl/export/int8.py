@@ -39,12 +39,15 @@ def int8_bytes(path: Path, images: NDArray[np.uint8], card: Card) -> bytes:
     shapes: Any = extra("export", "onnxruntime.quantization.shape_inference")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Gives the calibration images in parts, as the quantiser asks for them; made here, as its base is an extra."""
+
         def __init__(self) -> None:
             self.parts: Iterator[NDArray[np.uint8]] = iter(
                 [np.ascontiguousarray(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
             )
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            """Return the next inputs by name, or None after the last."""
             part = next(self.parts, None)
             return None if part is None else {INPUT: part}
 
