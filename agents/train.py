@@ -38,8 +38,9 @@ class TrainConfig:
     """Decisions per lane and rollout (SB3's n_steps); an episode has at most 8."""
     workers: int = 2
     """Processes that step the lanes on a CPU; 1 steps them in this process."""
-    engine: Literal["auto", "workers", "fleet"] = "auto"
-    """Worker processes or fleets; auto measures which is faster and keeps to it when the training is resumed."""
+    engine: Literal["auto", "workers", "worker-fleets", "fleet"] = "auto"
+    """Lanes one by one in worker processes (workers), one fleet per architecture in each of them (worker-fleets), or in
+    this process (fleet); auto measures which is fastest and keeps to it when the training is resumed."""
     device: str = "cpu"
     """Where the inner networks train: cpu or cuda (one fleet per architecture)."""
     learning_rate: float = 3e-4

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from lepton_rl.agents.workers import WorkerDied
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cache import remove_unfinished, write_atomically
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
+from lepton_rl.choice import Kind
 from lepton_rl.controls import KNOBS, tuned_default
 from lepton_rl.datasets import contents
 from lepton_rl.errors import InputError
@@ -91,12 +92,12 @@ class Training:
         if first is not None:
             start_from(self.model, first)
 
-    def _recorded_engine(self, config: TrainConfig) -> Literal["workers", "fleet"] | None:
+    def _recorded_engine(self, config: TrainConfig) -> Kind | None:
         """Return the engine that a training found in the folder was started with, when the arguments leave it open."""
         if config.engine == "auto" and (config.out / MANIFEST).is_file():
             with suppress(ValueError, KeyError, TypeError, RecursionError):  # a damaged manifest is reported later
                 engine = json.loads((config.out / MANIFEST).read_bytes())["arguments"]["engine"]
-                return "fleet" if engine == "fleet" else "workers"
+                return next((kind for kind in get_args(Kind) if kind == engine), None)
         return None
 
     def _make_model(self, saved: Mapping[str, Tensor] | None) -> ResumablePPO:

@@ -1,7 +1,7 @@
 """The lanes that a training plays on: processes or fleets, normalised observations, and what happens on them."""
 
 from collections import deque
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.train import TrainConfig
 from lepton_rl.agents.workers import WorkerVectorEnv
-from lepton_rl.choice import choose_engine
+from lepton_rl.choice import Kind, choose_engine
 from lepton_rl.controls import KEEP
 from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.envs.session import SessionConfig
@@ -75,18 +75,18 @@ class Watcher(BaseCallback):
         return float(np.mean([actions[:, knob] != KEEP[knob] for actions in self._actions]))
 
 
-def faster_engine(config: TrainConfig) -> Literal["workers", "fleet"]:
-    """Return the engine that the arguments name, or measure which is faster for the lanes of one architecture."""
+def faster_engine(config: TrainConfig) -> Kind:
+    """Return the engine that the arguments name, or measure which is fastest."""
     if config.engine != "auto":
         return config.engine
     session = SessionConfig(suite=config.source, tasks=config.tasks, regime=config.regime)
     task = session.make_suite().task("train", 0, config.regime).visible
-    lanes = max(1, config.n_envs // len(TRAIN_ARCHITECTURES))
-    return choose_engine(task, lanes, workers=config.workers, device=config.device).kind
+    kinds = min(config.n_envs, len(TRAIN_ARCHITECTURES))
+    return choose_engine(task, config.n_envs, architectures=kinds, workers=config.workers, device=config.device).kind
 
 
 def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  # noqa: ANN401
-    """Return the lanes: worker processes, or one fleet per architecture."""
+    """Return the lanes: one by one or one fleet per architecture, in worker processes or in this one."""
     arguments: dict[str, Any] = {
         "suite": config.source,
         "tasks": config.tasks,
@@ -94,10 +94,10 @@ def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  
         "action_cost": config.action_cost,
         "device": config.device,
     } | changes
-    fleet = faster_engine(config) == "fleet"
-    if config.workers > 1 and not fleet:
-        return WorkerVectorEnv(config.n_envs, config.workers, **arguments)
-    return FineTuneVectorEnv(config.n_envs, fleet=fleet, **arguments)
+    kind = faster_engine(config)
+    if config.workers > 1 and kind != "fleet":
+        return WorkerVectorEnv(config.n_envs, config.workers, fleet=kind == "worker-fleets", **arguments)
+    return FineTuneVectorEnv(config.n_envs, fleet=kind != "workers", **arguments)
 
 
 def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,13 @@ class WorkerDied(Unfinished):
 class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """The lanes of a `FineTuneVectorEnv`, stepped by several processes with one thread each.
 
-    Every lane does what it would do in one process: results do not depend on the number of workers.
+    Every lane does what it would do in one process: results do not depend on the number of workers, or by no more than
+    rounding where the lanes of a worker are fleets.
 
     Args:
         num_envs: Number of lanes.
         workers: Number of processes.
+        fleet: As in `FineTuneVectorEnv`; lanes of one architecture then come together, for fleets as large as may be.
         architectures: As in `FineTuneVectorEnv`.
         arguments: Further arguments of `FineTuneVectorEnv`.
     """
@@ -41,6 +43,7 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: int,
         workers: int,
         *,
+        fleet: bool = False,
         architectures: tuple[str, ...] = TRAIN_ARCHITECTURES,
         **arguments: Any,  # noqa: ANN401
     ) -> None:
@@ -48,15 +51,16 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_observation_space, self.single_action_space = observation_space(), action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._lanes = [np.arange(w, num_envs, workers) for w in range(min(workers, num_envs))]
+        kinds = [architectures[lane % len(architectures)] for lane in range(num_envs)]
+        self._lanes = _deal(kinds, min(workers, num_envs), together=fleet)
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for lanes in self._lanes:
             ours, theirs = context.Pipe()
             # Lane i keeps its architecture wherever it runs.
-            kinds = tuple(architectures[lane % len(architectures)] for lane in lanes)
-            made = {"num_envs": len(lanes), "architectures": kinds, **arguments}
+            mine = tuple(kinds[lane] for lane in lanes)
+            made = {"num_envs": len(lanes), "architectures": mine, "fleet": fleet, **arguments}
             process = context.Process(target=_serve, args=(theirs, made), daemon=True)
             if os.name == "posix":
                 resource_tracker.ensure_running()  # starting it would let the signals through again
@@ -129,9 +133,16 @@ class WorkerVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 process.join()
 
 
+def _deal(kinds: list[str], workers: int, *, together: bool) -> list[np.ndarray]:
+    """Deal the lanes onto the workers: those of one kind together, or in turn, so that kinds are dealt evenly."""
+    if not together:
+        return [np.arange(worker, len(kinds), workers) for worker in range(workers)]
+    return np.array_split(np.argsort([kinds.index(kind) for kind in kinds], kind="stable"), workers)
+
+
 def _serve(pipe: Connection, made: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    env = FineTuneVectorEnv(fleet=False, **made)
+    env = FineTuneVectorEnv(**made)
     while True:
         try:
             what, argument = pipe.recv()

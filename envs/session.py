@@ -4,6 +4,7 @@ The scalar environment is a session of one lane and the vector environment one o
 dynamics. This is the only place outside of reports that reads `target_eval`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,26 +83,41 @@ class DefaultRuns:
 
     Args:
         settings: The tuned default.
-        device: Where to train.
     """
 
-    def __init__(self, settings: ControlSettings, device: str) -> None:
-        self.settings, self.device = settings, device
+    def __init__(self, settings: ControlSettings) -> None:
+        self.settings = settings
         self._known: dict[tuple[str, int], list[float]] = {}
 
-    def accuracies(self, task: AdaptationTask, seed: int) -> list[float]:
-        """Return accuracies on target_eval at the start and after each decision."""
-        key = (f"{task.name}/{task.facts.get('architecture')}/{task.visible.regime}", seed)
-        if key not in self._known:
-            engine = SoloEngine(task.visible, device=self.device)
-            run = AdaptationRun(engine)
-            run.start({0: (task.visible, seed, self.settings)})
-            seen = [eval_accuracy(engine, [task])[0]]
-            while not run.over[0]:
-                run.step(torch.tensor([KEEP]))
-                seen.append(eval_accuracy(engine, [task])[0])
-            self._known[key] = seen
-        return self._known[key]
+    def forget(self) -> None:
+        """Forget everything: a fleet's rounding depends on who was beside a lane, and is not to outlive a seed."""
+        self._known.clear()
+
+    def accuracies(self, drawn: list[tuple[AdaptationTask, int]], engine: Callable[[int], Engine]) -> list[list[float]]:
+        """Return accuracies on target_eval at the start and after each decision.
+
+        Args:
+            drawn: Tasks and the seeds of their runs.
+            engine: Makes an engine for so many of them at once.
+        """
+        keys = [(f"{task.name}/{task.facts.get('architecture')}/{task.visible.regime}", seed) for task, seed in drawn]
+        new = {key: pair for key, pair in zip(keys, drawn, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._play(list(new.values()), engine(len(new))), strict=True))
+        return [self._known[key] for key in keys]
+
+    def _play(self, drawn: list[tuple[AdaptationTask, int]], engine: Engine) -> list[list[float]]:
+        tasks = [task for task, _ in drawn]
+        run = AdaptationRun(engine)
+        run.start({lane: (task.visible, seed, self.settings) for lane, (task, seed) in enumerate(drawn)})
+        seen = [[accuracy] for accuracy in eval_accuracy(engine, tasks)]
+        while not all(run.over):
+            going = [not over for over in run.over]
+            run.advance(torch.tensor([KEEP] * engine.lanes))
+            for lane, accuracy in enumerate(eval_accuracy(engine, tasks)):
+                if going[lane]:
+                    seen[lane].append(accuracy)
+        return seen
 
 
 def eval_accuracy(engine: Engine, tasks: list[AdaptationTask]) -> list[float]:
@@ -153,7 +169,7 @@ class Session:
         self.config, self.lanes, self.fleet, self.architecture = config, lanes, fleet, architecture
         self.suite = suite or config.make_suite()
         self.settings = config.settings or tuned_default()
-        self.defaults = defaults or DefaultRuns(self.settings, config.device)
+        self.defaults = defaults or DefaultRuns(self.settings)
         self._run: AdaptationRun | None = None
         self._lanes: list[_Lane] = []
 
@@ -167,8 +183,9 @@ class Session:
         drawn = {lane: self._draw(rng) for lane, rng in rngs.items()}
         run = self._ready(drawn)
         observation = run.start({lane: (task.visible, seed, self.settings) for lane, (task, seed) in drawn.items()})
-        for lane, (task, seed) in drawn.items():
-            default = self.defaults.accuracies(task, seed)
+        first = next(iter(drawn.values()))[0].visible
+        defaults = self.defaults.accuracies(list(drawn.values()), lambda lanes: self._engine(first, lanes))
+        for (lane, (task, seed)), default in zip(drawn.items(), defaults, strict=True):
             self._lanes[lane] = _Lane(task=task, seed=seed, default=default, accuracy=default[0])
         return _array(observation), [self._info(lane, 0) for lane in range(self.lanes)]
 
@@ -183,7 +200,7 @@ class Session:
         """Return a run whose engine fits the drawn tasks."""
         if self._run is None or not self._fits(drawn):
             assert set(drawn) == set(range(self.lanes)), "the first start must start every lane"
-            self._run = AdaptationRun(self._engine(drawn[0][0].visible))
+            self._run = AdaptationRun(self._engine(drawn[0][0].visible, self.lanes))
             if not self._lanes:
                 self._lanes = [
                     _Lane(task=drawn[lane][0], seed=drawn[lane][1], default=[0.0], accuracy=0.0)
@@ -196,14 +213,14 @@ class Session:
         now = None if self._run is None else self._run.engine.tasks[0]
         return self.fleet or now is None or all(_shape(task.visible) == _shape(now) for task, _ in drawn.values())
 
-    def _engine(self, first: VisibleTask) -> Engine:
+    def _engine(self, first: VisibleTask, lanes: int) -> Engine:
         if not self.fleet:
             return SoloEngine(first, device=self.config.device)
         recipe = self.suite.recipe(self.config.split, 0, self.config.regime)
         if self.architecture is not None:
             recipe = replace(recipe, architecture=self.architecture)
         widest = self.suite.make(self.suite.widest(recipe)).visible
-        return FleetEngine(widest, self.lanes, device=self.config.device)
+        return FleetEngine(widest, lanes, device=self.config.device)
 
     def halves(self) -> list[tuple["Session", list[int]]]:
         """Give the lanes to two sessions, each with its lane numbers here; this one lets go of its memory."""

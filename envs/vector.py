@@ -62,16 +62,17 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             action_cost=action_cost,
             device=device,
         )
-        self._groups = _group_lanes(num_envs, len(architectures), fleet)
+        self._fleet = fleet
+        self._groups = _group_lanes([architectures[lane % len(architectures)] for lane in range(num_envs)], fleet)
         shared = config.make_suite()
         self._sessions: list[Session | HalvingSession] = []
-        for kind, lanes in self._groups:
+        for architecture, lanes in self._groups:
             defaults = self._sessions[0].defaults if self._sessions else None
             session = Session(
                 config,
                 lanes=len(lanes),
                 fleet=fleet,
-                architecture=architectures[kind],
+                architecture=architecture,
                 suite=shared,
                 defaults=defaults,
             )
@@ -85,6 +86,8 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if isinstance(seed, int):
             seed = [seed + i for i in range(self.num_envs)]
         if seed is not None:
+            if self._fleet:
+                self._sessions[0].defaults.forget()
             for i, one in enumerate(seed):
                 if one is not None:
                     self._rngs[i] = np.random.default_rng(one)
@@ -125,8 +128,8 @@ class FineTuneVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return merged
 
 
-def _group_lanes(num_envs: int, kinds: int, fleet: bool) -> list[tuple[int, list[int]]]:
-    """Return `(kind, lanes)` of each session: one per architecture in a fleet, else one per lane."""
+def _group_lanes(architectures: list[str], fleet: bool) -> list[tuple[str, list[int]]]:
+    """Return `(architecture, lanes)` of each session: one per architecture in a fleet, else one per lane."""
     if not fleet:
-        return [(lane % kinds, [lane]) for lane in range(num_envs)]
-    return [(kind, list(range(kind, num_envs, kinds))) for kind in range(min(kinds, num_envs))]
+        return [(architecture, [lane]) for lane, architecture in enumerate(architectures)]
+    return [(kind, [i for i, own in enumerate(architectures) if own == kind]) for kind in dict.fromkeys(architectures)]

@@ -3,6 +3,7 @@
 Both are stacked over lanes, take features of any network, and never leave with the adapted model.
 """
 
+import copy
 import math
 
 import torch
@@ -31,6 +32,13 @@ class AuxiliaryHeads:
         n = (width + 1) * HIDDEN + HIDDEN + 1 + (width + 1) * N_ROTATIONS
         self.flat = torch.zeros(lanes, n, device=device, dtype=dtype, requires_grad=True)
         self.optimizer = LaneAdam(self.flat)
+
+    def some(self, lanes: Tensor) -> "AuxiliaryHeads":
+        """Return the heads of some lanes, int64 `[n]`, as copies."""
+        few = copy.copy(self)
+        few.flat = self.flat.detach()[lanes].requires_grad_(True)
+        few.optimizer = self.optimizer.some(lanes, few.flat)
+        return few
 
     @torch.no_grad()
     def reset(self, lane: int, seed: int) -> None:

@@ -1,9 +1,10 @@
-"""Which engine to run many lanes on: one fleet, or one-lane engines in worker processes. Measured, not hoped.
+"""Which engines to run many lanes on: one-lane engines or fleets, in worker processes or in one. Measured, not hoped.
 
-A GPU always takes the fleet. On a CPU the answer depends on image size, network, lanes and cores: grouped
+A GPU always takes fleets in one process. On a CPU the answer depends on image size, network, lanes and cores: grouped
 convolutions save the cost per call of small images, and lose to plain convolutions on large ones.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -19,36 +20,42 @@ from lepton_rl.fleet import FleetEngine
 from lepton_rl.solo import SoloEngine
 from lepton_rl.task import VisibleTask
 
-Kind = Literal["fleet", "workers"]
-STEPS = 4  # gradient steps of one measurement
+Kind = Literal["workers", "worker-fleets", "fleet"]
+STEPS = 2  # gradient steps of the shortest window of a measurement
 PROCESS_EFFICIENCY = 0.9  # what a core of two busy ones does, against one alone (shared caches and memory)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The faster kind, and the lane-steps per second that were measured.
+    """The fastest kind, and what was measured.
 
     Attributes:
-        kind: `fleet` or `workers`.
-        fleet: Lane-steps per second of one fleet in this process.
-        workers: Lane-steps per second of one-lane engines, for all worker processes together.
+        kind: `workers` (one-lane engines in worker processes), `worker-fleets` (fleets in worker processes) or `fleet`
+            (fleets in this process).
+        rates: Lane-steps per second of each kind, of all processes together; empty where nothing was measured.
     """
 
     kind: Kind
-    fleet: float
-    workers: float
+    rates: dict[Kind, float]
 
 
 def choose_engine(
-    task: VisibleTask, lanes: int, *, workers: int | None = None, device: str = "cpu", repeats: int = 3
+    task: VisibleTask,
+    lanes: int,
+    *,
+    architectures: int = 1,
+    workers: int | None = None,
+    device: str = "cpu",
+    repeats: int = 3,
 ) -> Choice:
-    """Measure both kinds for a moment and return the faster one.
+    """Measure all kinds for a moment and return the fastest one.
 
-    The measurement takes about a second. Both kinds compute the same runs, up to rounding.
+    The measurement takes about a second. All kinds compute the same runs, up to rounding.
 
     Args:
         task: Like those that the lanes will have.
         lanes: Number of lanes, at least 1.
+        architectures: Number of architectures that the lanes are of; a fleet is of one.
         workers: Processes that may run at once; None = the number of cores.
         device: Where to train; other than `cpu` the fleet is chosen without measuring.
         repeats: Measurements of each kind, taken in turn; the median counts.
@@ -59,32 +66,43 @@ def choose_engine(
     if lanes < 1:
         raise InputError(f"lanes {lanes} is out of range: expected at least 1")
     if torch.device(device).type != "cpu":
-        return Choice(kind="fleet", fleet=float("nan"), workers=float("nan"))
+        return Choice(kind="fleet", rates={})
     processes = min(lanes, workers or os.cpu_count() or 1)
-    engines: dict[Kind, Engine] = {"workers": SoloEngine(task), "fleet": FleetEngine(task, lanes)}
+    whole = math.ceil(lanes / architectures)
+    part = math.ceil(lanes / (architectures + processes - 1))  # lanes of one kind are dealt together (`workers.py`)
+    engines: dict[Kind, Engine] = {
+        "workers": SoloEngine(task),
+        "worker-fleets": FleetEngine(task, part),
+        "fleet": FleetEngine(task, whole),
+    }
     for engine in engines.values():
         for lane in range(engine.lanes):
             engine.load(lane, task, lane)
-    rates: dict[Kind, list[float]] = {"workers": [], "fleet": []}
+    rates: dict[Kind, list[float]] = {kind: [] for kind in engines}
     for repeat in range(repeats + 1):
         for kind, engine in engines.items():
-            rate = _lane_steps_per_second(engine, kind)
+            rate = lane_steps_per_second(engine, torch.get_num_threads() if kind == "fleet" else 1)
             if repeat:  # the first one warms up
                 rates[kind].append(rate)
-    efficiency = PROCESS_EFFICIENCY if processes > 1 else 1.0
-    fleet, single = median(rates["fleet"]), median(rates["workers"])
-    together = single * processes * efficiency
-    return Choice(kind="fleet" if fleet >= together else "workers", fleet=fleet, workers=together)
+    share = processes * PROCESS_EFFICIENCY if processes > 1 else 1.0
+    found = {kind: median(values) * (1.0 if kind == "fleet" else share) for kind, values in rates.items()}
+    return Choice(kind=max(found, key=lambda kind: found[kind]), rates=found)
 
 
-def _lane_steps_per_second(engine: Engine, kind: Kind) -> float:
+def windows(lanes: int, shortest: int = STEPS) -> list[int]:
+    """Return windows as lanes have them whose budgets differ: each twice as long as the one before, four in turn."""
+    return [shortest * 2 ** (lane % 4) for lane in range(lanes)]
+
+
+def lane_steps_per_second(engine: Engine, threads: int, shortest: int = STEPS) -> float:
+    """Train one window of every lane, and return what was done per second of wall time."""
     controls = Controls.start([tuned_default()] * engine.lanes, engine.device)
-    threads = torch.get_num_threads()
-    if kind == "workers":  # a worker process has one core
-        torch.set_num_threads(1)
+    steps = windows(engine.lanes, shortest)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         began = time.perf_counter()
-        engine.train(controls, [STEPS] * engine.lanes)
-        return STEPS * engine.lanes / (time.perf_counter() - began)
+        engine.train(controls, steps)
+        return sum(steps) / (time.perf_counter() - began)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -219,25 +219,29 @@ class Engine(ABC):
         self._depth = torch.where(wanted > 0, controls.unfrozen_stages, self._depth)
         self.set_depth(self._depth)
         window = Window.plan(self._lane_facts(), controls, steps)
+        stats = window.summary(*self._take_steps(window))
+        self.step_count += window.wanted
+        moved = (window.wanted > 0)[:, None]
+        self._stats = TrainStats(
+            terms=torch.where(moved, stats.terms, self._stats.terms),
+            slopes=torch.where(moved, stats.slopes, self._stats.slopes),
+            gradient_norm=torch.where(moved, stats.gradient_norm, self._stats.gradient_norm),
+        )
+        meter.count(sum(steps))
+        return self._stats
+
+    def _take_steps(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the loss terms of all steps, `[steps, lanes, 8]`, and the norms of last gradients, `[lanes, 5]`."""
         self._labels = self.pool.labels[window.rows]
         self._begin_window(window)
-        gradient_norm = self._stats.gradient_norm
+        gradient_norm = torch.zeros(self.lanes, N_GROUPS, device=self.device, dtype=self.dtype)
         terms: list[Tensor] = []
         for k in range(window.steps):
             terms.append(self._one_step(window, k))
             if k + 1 in window.ends:
                 ended = (window.wanted == k + 1)[:, None]
                 gradient_norm = torch.where(ended, self.gradient_norms(), gradient_norm)
-        self.step_count += window.wanted
-        stats = window.summary(torch.stack(terms), gradient_norm)
-        moved = (window.wanted > 0)[:, None]
-        self._stats = TrainStats(
-            terms=torch.where(moved, stats.terms, self._stats.terms),
-            slopes=torch.where(moved, stats.slopes, self._stats.slopes),
-            gradient_norm=stats.gradient_norm,
-        )
-        meter.count(sum(steps))
-        return self._stats
+        return torch.stack(terms), gradient_norm
 
     def _lane_facts(self) -> Lanes:
         return Lanes(

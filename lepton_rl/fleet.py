@@ -1,5 +1,7 @@
 """The engine for N networks of one architecture at once."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -10,10 +12,12 @@ from lepton_rl.errors import InputError
 from lepton_rl.graphs import CudaRecorder, RecordedSteps, Recorder
 from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
 from lepton_rl.normalisation import MOMENTUM, Part, Side
+from lepton_rl.objective import TERMS
 from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
 from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
+from lepton_rl.window import Window
 
 _NONE = [False] * N_GROUPS
 
@@ -23,7 +27,7 @@ class FleetEngine(Engine):
 
     All weights of a layer group lie in one tensor `[lanes, p]`, so that the optimizer, norms, snapshots and the
     transfer coefficient are a few element-wise operations for all lanes, and there is no Python per lane in
-    the inner loop.
+    the inner loop. A lane whose window is shorter than the others' is not computed once it is done.
 
     Args:
         example: A task whose model every lane shares the architecture of, with the largest class count.
@@ -56,6 +60,7 @@ class FleetEngine(Engine):
             if isinstance(layer, LaneBatchNorm2d):
                 layer.group, layer.mode = self.plan.group_of(name), self.mode
                 self.norms.append(layer)
+        self.statistics = dict(self.network.named_buffers())
         self._collect_parameters()
         self.live = torch.zeros(lanes, N_GROUPS, dtype=torch.bool, device=self.device)
         self._any_live = self._all_live = _NONE
@@ -94,12 +99,45 @@ class FleetEngine(Engine):
         """List every tensor that a step changes; all are changed in place."""
         optimizers = [*self.optimizers, self.heads.optimizer]
         moments = [x for optimizer in optimizers for x in (optimizer.first, optimizer.second, optimizer.count)]
-        statistics = [buffer for layer in self.norms for buffer in layer.buffers()]
-        return [*self.blocks, self.heads.flat, *moments, *statistics]
+        return [*self.blocks, self.heads.flat, *moments, *self.statistics.values()]
 
     def _place(self) -> tuple[object, ...]:
         """Tell which lanes and stages the host knows to be live, and where the images lie: the pool may grow."""
         return (*self._any_live, *self._all_live, self.pool.images.data_ptr(), tuple(self.pool.images.shape))
+
+    # ----- lanes that are done
+
+    def _take_steps(self, window: Window) -> tuple[Tensor, Tensor]:
+        if window.shortest == window.steps or self.recorded is not None:  # what is recorded has one number of lanes
+            return super()._take_steps(window)
+        terms = torch.zeros(window.steps, self.lanes, len(TERMS), device=self.device, dtype=self.dtype)
+        norms = torch.zeros(self.lanes, N_GROUPS, device=self.device, dtype=self.dtype)
+        first = 0
+        for last in sorted(window.ends):
+            lanes = torch.tensor(window.lanes_at(first), device=self.device)
+            few = self._some(lanes)
+            terms[first:last, lanes], norms[lanes] = few._take_steps(window.part(first, last, lanes))
+            with torch.no_grad():
+                for mine, theirs in zip(self._changing(), few._changing(), strict=True):
+                    mine[lanes] = theirs
+            first = last
+        return terms, norms
+
+    def _some(self, lanes: Tensor) -> "FleetEngine":
+        """Return a fleet of some lanes, int64 `[n]`, with copies of what steps change; only for taking steps."""
+        few = copy.copy(self)
+        few.lanes = len(lanes)
+        few.blocks = [block.detach()[lanes].requires_grad_(block.requires_grad) for block in self.blocks]
+        pairs = zip(self.optimizers, few.blocks, strict=True)
+        few.optimizers = [optimizer.some(lanes, block) for optimizer, block in pairs]
+        few.heads = self.heads.some(lanes)
+        few.statistics = {name: value[lanes] for name, value in self.statistics.items()}
+        few.everyone, few.live = self.everyone[lanes], self.live[lanes]
+        few.seeds, few.n_classes, few.has_class = self.seeds[lanes], self.n_classes[lanes], self.has_class[lanes]
+        few.mean, few.std = self.mean[lanes], self.std[lanes]
+        return few
+
+    # ----- parameters
 
     def _collect_parameters(self) -> None:
         """Move all parameters into one block per layer group; the network's own are placeholders from then on."""
@@ -107,7 +145,7 @@ class FleetEngine(Engine):
         self.shapes: dict[str, torch.Size] = {}
         for name, parameter in self.network.named_parameters():
             self.names[self.plan.group_of(name)].append(name)
-            self.shapes[name] = parameter.shape
+            self.shapes[name] = parameter.shape[1:]
         parameters = dict(self.network.named_parameters())
         self.blocks: list[Tensor] = []
         for names in self.names:
@@ -121,9 +159,9 @@ class FleetEngine(Engine):
         """Cut the blocks into the network's parameters."""
         cut: dict[str, Tensor] = {}
         for names, block in zip(self.names, self.blocks, strict=True):
-            sizes = [self.shapes[name].numel() // self.lanes for name in names]
+            sizes = [self.shapes[name].numel() for name in names]
             for name, part in zip(names, block.split(sizes, dim=1) if names else (), strict=True):
-                cut[name] = part.reshape(self.shapes[name])
+                cut[name] = part.reshape(self.lanes, *self.shapes[name])
         return cut
 
     # ----- weights
@@ -133,7 +171,7 @@ class FleetEngine(Engine):
         parameters = {name: p.detach() for name, p in task.model.named_parameters()}
         for names, block, start in zip(self.names, self.blocks, self.start, strict=True):
             if names:
-                parts = [self._fit(parameters[name], self.shapes[name][1:]) for name in names]
+                parts = [self._fit(parameters[name], self.shapes[name]) for name in names]
                 row = torch.cat([part.flatten() for part in parts]).to(self.device, self.dtype)
                 block[lane] = row
                 start[lane] = row
@@ -198,7 +236,7 @@ class FleetEngine(Engine):
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         wide = images.transpose(0, 1).flatten(1, 2)
         self._features.clear()
-        logits = functional_call(self.network, self._parameters(), (wide,))
+        logits = functional_call(self.network, self._parameters() | self.statistics, (wide,))
         features = self._features[-1]
         return tuple(x.unflatten(1, (self.lanes, -1)).transpose(0, 1) for x in (features, logits))
 

@@ -3,7 +3,8 @@
 Activations are `[b, lanes * channels, h, w]`: a lane is a block of channels. A convolution over lanes is then a
 grouped convolution, batch normalisation needs no change at all, group normalisation has N times the groups,
 and whatever works element by element or channel by channel (activations, pooling, residual sums) is used as
-it is. `stack_lanes` replaces the few layers that differ and leaves the network's own `forward` alone.
+it is. `stack_lanes` replaces the few layers that differ and leaves the network's own `forward` alone. The layers
+take the number of lanes from their weights: with the rows of some lanes the network is one of these lanes.
 
 Source: horizontally fused training arrays (HFTA), Wang et al. 2021; here without the fusion by hand.
 """
@@ -70,7 +71,7 @@ class LaneConv2d(nn.Module):
         super().__init__()
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(f"convolution {conv} cannot be stacked: expected zero padding by numbers; use SoloEngine")
-        self.lanes, self.groups, self.implementation = lanes, conv.groups, implementation
+        self.groups, self.implementation = conv.groups, implementation
         self.kernel, self.stride, self.padding, self.dilation = (
             conv.kernel_size,
             conv.stride,
@@ -84,19 +85,18 @@ class LaneConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * c, h, w]` to `[b, lanes * c', h', w']`."""
-        how = self.implementation
+        how, lanes = self.implementation, len(self.weight)
         if how == "auto":
-            how = choose_convolution(x.device.type, self.lanes)
+            how = choose_convolution(x.device.type, lanes)
         if how == "matmul":
             return self._matmul(x)
         weight = self.weight.flatten(0, 1)
         bias = None if self.bias is None else self.bias.flatten()
-        groups = self.lanes * self.groups
-        out: Tensor = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+        out: Tensor = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, lanes * self.groups)
         return out
 
     def _matmul(self, x: Tensor) -> Tensor:
-        b, products = x.shape[0], self.lanes * self.groups
+        b, products = x.shape[0], len(self.weight) * self.groups
         patches = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
         columns = patches.unflatten(1, (products, -1)).permute(1, 2, 0, 3).flatten(2)
         weight = self.weight.reshape(products, -1, columns.shape[1])
@@ -123,7 +123,6 @@ class LaneLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, lanes: int) -> None:
         super().__init__()
-        self.lanes = lanes
         self.weight = nn.Parameter(linear.weight.detach().expand(lanes, -1, -1).clone())
         self.bias: nn.Parameter | None = None
         if linear.bias is not None:
@@ -131,7 +130,7 @@ class LaneLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * d]` to `[b, lanes * k]`."""
-        by_lane = x.unflatten(1, (self.lanes, -1)).transpose(0, 1)
+        by_lane = x.unflatten(1, (len(self.weight), -1)).transpose(0, 1)
         out: Tensor = by_lane @ self.weight.mT
         if self.bias is not None:
             out = out + self.bias[:, None]
@@ -153,7 +152,7 @@ class LaneBatchNorm2d(nn.Module):
         super().__init__()
         if norm.running_mean is None or norm.running_var is None or norm.weight is None:
             raise InputError(f"{norm} cannot be stacked: expected running statistics and a scale; use SoloEngine")
-        self.lanes, self.eps = lanes, norm.eps
+        self.eps = norm.eps
         self.weight = nn.Parameter(norm.weight.detach().expand(lanes, -1).clone())
         self.bias = nn.Parameter(norm.bias.detach().expand(lanes, -1).clone())
         for side in ("source", "target"):
@@ -180,7 +179,7 @@ class LaneBatchNorm2d(nn.Module):
             return self._native(x, mean, var, batch=True)
         live = mode.live[:, self.group, None]
         batch_var, batch_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        batch_mean, batch_var = batch_mean.unflatten(0, (self.lanes, -1)), batch_var.unflatten(0, (self.lanes, -1))
+        batch_mean, batch_var = (value.view_as(mean) for value in (batch_mean, batch_var))
         if part.update is not None:
             self._store(part, batch_mean, batch_var, x.numel() // x.shape[1], part.update[:, None] & live)
         scale = self.weight * torch.rsqrt(torch.where(live, batch_var, var) + self.eps)
@@ -210,13 +209,13 @@ class LaneGroupNorm(nn.Module):
         super().__init__()
         if norm.weight is None:
             raise InputError(f"{norm} cannot be stacked: expected a scale; use SoloEngine")
-        self.groups, self.eps = lanes * norm.num_groups, norm.eps
+        self.groups, self.eps = norm.num_groups, norm.eps
         self.weight = nn.Parameter(norm.weight.detach().expand(lanes, -1).clone())
         self.bias = nn.Parameter(norm.bias.detach().expand(lanes, -1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[b, lanes * c, h, w]` to the same shape."""
-        return F.group_norm(x, self.groups, self.weight.flatten(), self.bias.flatten(), self.eps)
+        return F.group_norm(x, len(self.weight) * self.groups, self.weight.flatten(), self.bias.flatten(), self.eps)
 
 
 def stack_lanes(model: nn.Module, lanes: int, implementation: Implementation = "auto") -> nn.Module:

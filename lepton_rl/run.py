@@ -104,6 +104,11 @@ class AdaptationRun:
         Returns:
             Observation float32 `[lanes, signals]`, and what happened.
         """
+        outcome = self.advance(actions)
+        return self._observe(), outcome
+
+    def advance(self, actions: Tensor) -> StepOutcome:
+        """Step without observing, where nobody looks: what `step` does to the run, for less."""
         assert self._memory is not None, "start the lanes first"
         actions = actions.to(self.engine.device)
         self.controls = self.controls.apply(actions)
@@ -127,7 +132,7 @@ class AdaptationRun:
             if not self.over[lane]:
                 self.decision[lane] += 1
                 self.over[lane] = stopped[lane] or diverged[lane] or self.decision[lane] >= self.decisions[lane]
-        return self._observe(), StepOutcome(steps=steps, ended=list(self.over), diverged=diverged)
+        return StepOutcome(steps=steps, ended=list(self.over), diverged=diverged)
 
     def _window(self, lane: int) -> int:
         """Return the gradient steps of a lane's next window; the windows add up to the budget exactly."""

@@ -5,7 +5,7 @@ synchronisation with the host.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,13 +74,14 @@ class Window:
     """One window of every lane.
 
     Attributes:
+        lengths: Steps of each lane, as the host knows them.
         steps: Of the longest lane.
         shortest: Of the shortest; up to it all lanes train.
         ends: Numbers of steps after which some lane is done.
         looks: Steps at which the terms that train nothing are looked at.
         counters: Number of each step in its run, int64 `[steps, lanes]`.
         trained: Which lanes train at each step, bool `[steps, lanes]`.
-        wanted: Steps of each lane, int64 `[lanes]`.
+        wanted: Steps of each lane, int64 `[lanes]`; `lengths` on the device.
         rates: Learning rate with its schedule, `[steps, lanes]`.
         rows: Pool rows of the batches, int64 `[steps, lanes, b]`: support, unlabelled target, source.
         sizes: Numbers of images of these two or three.
@@ -94,6 +95,7 @@ class Window:
         all_use_source: Whether every lane has a source batch.
     """
 
+    lengths: tuple[int, ...]
     steps: int
     shortest: int
     ends: frozenset[int]
@@ -135,6 +137,7 @@ class Window:
         names = [frozenset(t for t, yes in zip(TERMS, part, strict=True) if yes) for part in (known[:8], known[8:16])]
         with_source = bool(names[1] & set(NEEDS_SOURCE))
         return cls(
+            lengths=tuple(steps),
             steps=longest,
             shortest=min(steps),
             ends=frozenset(n for n in steps if n),
@@ -153,6 +156,36 @@ class Window:
             uses_source=uses_source if with_source else None,
             uses_heads=uses_heads if names[0] & {"adversarial", "auxiliary"} else None,
             all_use_source=known[-2],
+        )
+
+    def lanes_at(self, step: int) -> list[int]:
+        """Return the lanes that take a step."""
+        return [lane for lane, length in enumerate(self.lengths) if length > step]
+
+    def part(self, first: int, last: int, lanes: Tensor) -> "Window":
+        """Cut out steps `first` to `last` (not included) of lanes that all take them, int64 `[n]`."""
+
+        def mine(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[lanes]
+
+        steps = last - first
+        return replace(
+            self,
+            lengths=(steps,) * len(lanes),
+            steps=steps,
+            shortest=steps,
+            ends=frozenset((steps,)),
+            looks=frozenset(k - first for k in self.looks if first <= k < last),
+            counters=self.counters[first:last, lanes],
+            trained=self.trained[first:last, lanes],
+            wanted=torch.full_like(lanes, steps),
+            rates=self.rates[first:last, lanes],
+            rows=self.rows[first:last, lanes],
+            weights=self.weights[lanes],
+            available=self.available[lanes],
+            strength=mine(self.strength),
+            uses_source=mine(self.uses_source),
+            uses_heads=mine(self.uses_heads),
         )
 
     def summary(self, terms: Tensor, gradient_norm: Tensor) -> TrainStats:

@@ -22,7 +22,7 @@ import tyro
 from bench_device import collecting, distance, memory_of_a_lane, timed, where_the_time_goes
 from torch.nn import functional as F
 
-from lepton_rl.choice import choose_engine
+from lepton_rl.choice import choose_engine, lane_steps_per_second
 from lepton_rl.controls import LOSS_TERMS, Controls, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
@@ -233,27 +233,31 @@ def linearity(config: BenchConfig) -> dict[str, Any]:
     }
 
 
-# ----- worker processes against the fleet, on a CPU
+# ----- worker processes against one, on a CPU
 
 
-def _work(task: VisibleTask, seconds: float, start: Any, rates: Any) -> None:  # noqa: ANN401
+def rate_of(engine: Engine, threads: int, seconds: float) -> float:
+    """Return lane-steps per second of an engine over some time, on windows of different lengths."""
+    lane_steps_per_second(engine, threads)
+    began, rates = time.perf_counter(), []
+    while time.perf_counter() - began < seconds:
+        rates.append(lane_steps_per_second(engine, threads))
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
+def _work(task: VisibleTask, lanes: int, seconds: float, start: Any, rates: Any) -> None:  # noqa: ANN401
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    step = window(loaded(SoloEngine(task), task), 8)
-    step()
+    engine = loaded(FleetEngine(task, lanes) if lanes > 1 else SoloEngine(task), task)
     start.wait()
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        step()
-        done += 8
-    rates.put(done / (time.perf_counter() - began))
+    rates.put(rate_of(engine, 1, seconds))
 
 
-def workers_rate(task: VisibleTask, processes: int, seconds: float) -> float:
-    """Return gradient steps per second of one-lane engines in worker processes, all together."""
+def workers_rate(task: VisibleTask, processes: int, lanes: int, seconds: float) -> float:
+    """Return lane-steps per second of worker processes with so many lanes at once each, all together."""
     context = multiprocessing.get_context("spawn")
     start, rates = context.Barrier(processes), context.Queue()
-    crew = [context.Process(target=_work, args=(task, seconds, start, rates)) for _ in range(processes)]
+    crew = [context.Process(target=_work, args=(task, lanes, seconds, start, rates)) for _ in range(processes)]
     for process in crew:
         process.start()
     total = sum(rates.get() for _ in crew)
@@ -262,30 +266,18 @@ def workers_rate(task: VisibleTask, processes: int, seconds: float) -> float:
     return float(total)
 
 
-def fleet_rate(task: VisibleTask, lanes: int, threads: int, seconds: float) -> float:
-    """Return lane-steps per second of one fleet in this process, by wall time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    step, done = window(loaded(FleetEngine(task, lanes), task), 2), 0
-    step()
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        step()
-        done += 2 * lanes
-    torch.set_num_threads(before)
-    return done / (time.perf_counter() - began)
-
-
 def cpu_choice(config: BenchConfig, side: int, lanes: int = 16, cores: int = 2) -> dict[str, Any]:
-    """Choose by the short measurement, then measure both kinds for longer: chosen / better."""
+    """Choose by the short measurement, then measure all kinds for longer: chosen / best."""
     say(f"workers or fleet, {side}x{side}")
     task = make_task(side, "vgg", config.width)
     torch.set_num_threads(cores)
     choice = choose_engine(task, lanes, workers=cores)
-    rates: dict[str, list[float]] = {"fleet": [], "workers": []}
+    fleet = loaded(FleetEngine(task, lanes), task)
+    rates: dict[str, list[float]] = {"workers": [], "worker-fleets": [], "fleet": []}
     for _ in range(1 if config.quick else 3):
-        rates["workers"].append(workers_rate(task, cores, config.seconds))
-        rates["fleet"].append(fleet_rate(task, lanes, cores, config.seconds))
+        rates["workers"].append(workers_rate(task, cores, 1, config.seconds))
+        rates["worker-fleets"].append(workers_rate(task, cores, lanes // cores, config.seconds))
+        rates["fleet"].append(rate_of(fleet, cores, config.seconds))
     torch.set_num_threads(1)
     found = {kind: median(values) for kind, values in rates.items()}
     return {"side": side, "chosen": choice.kind, "ratio": found[choice.kind] / max(found.values()), **found}

@@ -306,7 +306,8 @@ def test_the_same_step_is_bit_for_bit_the_same_again():
 
 def test_the_choice_of_an_engine_is_the_faster_of_what_was_measured():
     choice = choose_engine(task(), 3, workers=2, repeats=1)
-    assert min(choice.fleet, choice.workers) > 0
-    assert choice.kind == ("fleet" if choice.fleet >= choice.workers else "workers")
+    assert list(choice.rates) == ["workers", "worker-fleets", "fleet"]
+    assert all(rate > 0 for rate in choice.rates.values())
+    assert choice.rates[choice.kind] == max(choice.rates.values())
     with pytest.raises(InputError, match="lanes 0"):
         choose_engine(task(), 0)

@@ -11,10 +11,12 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
 from lepton_rl.domain import Domain
-from lepton_rl.envs import ENV_ID, FineTuneEnv
+from lepton_rl.envs import ENV_ID, FineTuneEnv, FineTuneVectorEnv
 from lepton_rl.envs.reward import DIVERGENCE_PENALTY, reward
+from lepton_rl.envs.session import DefaultRuns
 from lepton_rl.errors import InputError
 from lepton_rl.models import TRAIN_ARCHITECTURES
+from lepton_rl.run import decisions_of
 from lepton_rl.signals import SIGNALS
 from lepton_rl.suite import TaskSuite, class_part
 
@@ -135,6 +137,25 @@ def test_lanes_do_what_single_environments_do(suite, fleet, mixed):
                 assert np.abs(infos["final_obs"][i] - seen).mean() < 0.02
                 seen, _ = single.reset()
             assert np.abs(observations[i] - seen).mean() < 0.02
+
+
+def test_the_defaults_own_runs_are_played_together_and_a_seed_starts_them_anew(suite, monkeypatch):
+    sizes, inner = [], DefaultRuns._play
+
+    def watched(self, drawn, engine):
+        sizes.append((len(drawn), engine.lanes))
+        found = inner(self, drawn, engine)
+        assert [len(accuracies) - 1 for accuracies in found] == [decisions_of(t.visible.budget) for t, _ in drawn]
+        return found
+
+    monkeypatch.setattr(DefaultRuns, "_play", watched)
+    env = FineTuneVectorEnv(3, suite=suite, tasks=1000, architectures=("vgg",))
+    first = env.reset(seed=2)[1]["default_accuracy"]
+    again = env.reset(seed=2)[1]["default_accuracy"]
+    assert sizes == [(3, 3), (3, 3)]
+    assert np.array_equal(first, again)
+    env.reset()
+    assert len(sizes) == 3
 
 
 def test_sub_environments_are_available_by_make_vec_sync(suite):

@@ -109,6 +109,23 @@ def test_a_lane_does_not_depend_on_how_many_run_beside_it(architecture):
         assert largest_gap(ends[lanes][1], ends[1][1]) < WEIGHT_TOLERANCE
 
 
+def test_a_lane_that_is_done_is_not_computed_any_longer(monkeypatch):
+    engine = FleetEngine(task(0), 4)
+    for lane in range(4):
+        engine.load(lane, task(lane), lane)
+    sizes, inner = [], FleetEngine._one_step
+
+    def watched(self, window, k):
+        sizes.append(self.lanes)
+        return inner(self, window, k)
+
+    monkeypatch.setattr(FleetEngine, "_one_step", watched)
+    stats = engine.train(Controls.start([PLAIN] * 4, engine.device), [2, 0, 5, 2])
+    assert sizes == [3, 3, 1, 1, 1]
+    assert engine.step_count.tolist() == [2, 0, 5, 2]
+    assert ((stats.gradient_norm > 0).any(1)).tolist() == [True, False, True, True]
+
+
 def test_an_ended_lane_stays_as_it_is_while_others_go_on():
     tasks = [task(0, budget=15), task(1, budget=15)]
     run = AdaptationRun(FleetEngine(tasks[0], 2, dtype=torch.float64))
@@ -140,22 +157,22 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_of_a_fleet_waits_for_the_device():
+def test_no_step_of_a_fleet_waits_for_the_device(monkeypatch):
     tasks = [task(0, classes=3), task(1, classes=2, source=False, labels=False)]
     engine = FleetEngine(tasks[0], 2)
     for lane, visible in enumerate(tasks):
         engine.load(lane, visible, lane)
-    steps, inner = [], engine._one_step
+    steps, inner = [], FleetEngine._take_steps
 
-    def watched(window, k):
+    def watched(self, window):
         with Waits() as waits:
-            terms = inner(window, k)
+            terms = inner(self, window)
         steps.append(waits.found)
         return terms
 
-    engine._one_step = watched
+    monkeypatch.setattr(FleetEngine, "_take_steps", watched)
     engine.train(Controls.start([EVERYTHING, replace(PLAIN, unfrozen_stages=1)], engine.device), [4, 2])
-    assert steps == [[]] * 4
+    assert steps == [[]] * 3  # the window, and its two parts
 
 
 def test_the_check_for_waiting_itself():

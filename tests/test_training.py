@@ -132,6 +132,21 @@ def test_workers_do_what_one_process_does(suite):
         shared.close()
 
 
+def test_worker_fleets_are_of_one_architecture_and_do_what_one_process_does(suite):
+    arguments = {"suite": suite, "tasks": 3, "fleet": True, "architectures": ("vgg", "resnet")}
+    alone, shared = FineTuneVectorEnv(5, **arguments), WorkerVectorEnv(5, 2, **arguments)
+    try:
+        assert [lanes.tolist() for lanes in shared._lanes] == [[0, 2, 4], [1, 3]]
+        assert np.allclose(alone.reset(seed=1)[0], shared.reset(seed=1)[0], atol=1e-5)
+        for _ in range(2):
+            (o1, r1, t1, *_), (o2, r2, t2, *_) = (env.step(np.tile(KEEP, (5, 1))) for env in (alone, shared))
+            assert np.abs(o1 - o2).mean() < 0.002
+            assert r1 == pytest.approx(r2, abs=1.0)
+            assert np.array_equal(t1, t2)
+    finally:
+        shared.close()
+
+
 @pytest.fixture
 def tiny(suite, monkeypatch):
     monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
@@ -225,7 +240,7 @@ def test_the_engine_is_measured_once_and_kept(tiny, tmp_path: Path, monkeypatch)
 
     def fleet(*args, **kwargs):
         measured.append(args)
-        return Choice(kind="fleet", fleet=2.0, workers=1.0)
+        return Choice(kind="fleet", rates={})
 
     monkeypatch.setattr(training_env, "choose_engine", fleet)
     for rollouts in (1, 2):
