@@ -183,8 +183,8 @@ class Session:
         drawn = {lane: self._draw(rng) for lane, rng in rngs.items()}
         run = self._ready(drawn)
         observation = run.start({lane: (task.visible, seed, self.settings) for lane, (task, seed) in drawn.items()})
-        first = next(iter(drawn.values()))[0].visible
-        defaults = self.defaults.accuracies(list(drawn.values()), lambda lanes: self._engine(first, lanes))
+        pairs = list(drawn.values())
+        defaults = self.defaults.accuracies(pairs, lambda lanes: self._engine(pairs[0][0].visible, lanes))
         for (lane, (task, seed)), default in zip(drawn.items(), defaults, strict=True):
             self._lanes[lane] = _Lane(task=task, seed=seed, default=default, accuracy=default[0])
         return _array(observation), [self._info(lane, 0) for lane in range(self.lanes)]
