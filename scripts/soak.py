@@ -87,7 +87,7 @@ def soak(config: SoakConfig) -> dict[str, Any]:
     """Run, and return the figures."""
     torch.set_num_threads(1)
     player = Player(make(config), config.seed)
-    began, steps = time.monotonic(), 0
+    began, worked, steps = time.monotonic(), time.process_time(), 0
     samples: list[tuple[float, float]] = []
     episodes: list[tuple[float, int]] = []
     first_handles, told = handles(), 0.0
@@ -98,7 +98,7 @@ def soak(config: SoakConfig) -> dict[str, Any]:
         if minutes - told >= 1:
             told = minutes
             print(f"{minutes:6.1f} min, {steps} steps, {len(episodes)} episodes, {samples[-1][1]:.0f} MiB", flush=True)
-    last_handles = handles()
+    last_handles, worked = handles(), time.process_time() - worked
     half = samples[len(samples) // 2 :]
     slope = float(np.polyfit(*np.array(half).T, 1)[0]) if len(half) > 2 else 0.0
     gc.collect()
@@ -106,6 +106,7 @@ def soak(config: SoakConfig) -> dict[str, Any]:
     late = episodes[-len(episodes) // 2 :]
     return {
         "minutes": config.minutes,
+        "cpu_minutes": round(worked / 60, 1),
         "steps": steps,
         "episodes": len(episodes),
         "mib_start": round(samples[0][1], 1),

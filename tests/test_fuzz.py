@@ -42,7 +42,15 @@ def test_the_same_seed_makes_the_same_damage(script, kind, tmp_path):
     assert len(set(made)) >= 8
 
 
-def test_failures_are_noticed(script):
+@pytest.fixture
+def one(script):
+    old = {number: script.signal.signal(number, script._alarm) for number, _ in script.CLOCKS.values()}
+    yield script._one
+    for number, handler in old.items():
+        script.signal.signal(number, handler)
+
+
+def test_failures_are_noticed(script, one):
     from fuzz_targets import Target
 
     def target(parse):
@@ -51,13 +59,14 @@ def test_failures_are_noticed(script):
     def lines(content):
         raise script.InputError("one\ntwo")
 
-    def hang(content):
-        time.sleep(5)
+    def work(content):
+        while True:
+            pass
 
-    old = script.signal.signal(script.signal.SIGALRM, script._alarm)
-    try:
-        outcomes = [script._one(target(parse), b"", 0.05) for parse in (lines, hang, lambda c: 1 / 0, len)]
-    finally:
-        script.signal.signal(script.signal.SIGALRM, old)
+    outcomes = [one(target(parse), b"", 0.05) for parse in (lines, work, lambda c: 1 / 0, len)]
     assert [outcome for outcome, _ in outcomes] == ["failed", "failed", "failed", "read"]
+    assert "more than 0.05 s of work" in outcomes[1][1]
     assert "ZeroDivisionError in test_fuzz.py" in outcomes[2][1]
+    # A machine that pauses this process makes no input slow; one that waits for ever is still noticed.
+    assert one(target(lambda content: time.sleep(0.2)), b"", 0.05) == ("read", "")
+    assert one(target(lambda content: time.sleep(60)), b"", 0.005)[0] == "failed"
