@@ -1,6 +1,5 @@
 """How images become what a model was trained on: channels, size, and the standardisation of its training images."""
 
-import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,6 +13,7 @@ from lepton_rl.outputs import as_logits
 
 CHUNK = 256  # images per forward pass
 MAX_SIDE = 8192
+MAX_VALUE = 1e30  # of a mean or standard deviation: what float32 holds; JSON also writes integers that no float does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Preprocessing:
         for key in ("mean", "std"):
             row = facts[key]
             good = good and isinstance(row, list) and len(row) == sizes[0]
-            good = good and all(type(x) in (int, float) and math.isfinite(x) for x in row)
+            good = good and all(type(x) in (int, float) and abs(x) <= MAX_VALUE for x in row)
         if not good or min(facts["std"]) <= 0:
             raise InputError(
                 f"{where}: preprocessing is {_some(facts)}: expected 1 or 3 channels, a size, and a finite mean and "

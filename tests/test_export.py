@@ -170,6 +170,7 @@ def test_the_card_comes_back_from_both_files(made):
         ({"preprocessing": {"mean": [1]}}, "expected the keys"),
         ({"preprocessing": vars(WAY) | {"std": [0.0], "mean": [0.1]}}, "std above 0"),
         ({"preprocessing": vars(WAY) | {"std": [float("inf")], "mean": [0.1]}}, "std above 0"),
+        ({"preprocessing": vars(WAY) | {"std": [10**400], "mean": [0.1]}}, "std above 0"),
         ({"preprocessing": vars(WAY) | {"mean": [0.1], "std": [0.1], "height": 10**9}}, "a size"),
         ({"preprocessing": vars(WAY) | {"mean": [0.1], "std": [0.1], "channels": True}}, "1 or 3 channels"),
     ],
