@@ -1,5 +1,6 @@
 """Train an adaptation policy with PPO: one command, any device, killed and resumed at any moment."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,22 @@ from lepton_rl.datasets import SuiteSource, data_folder
 from lepton_rl.errors import InputError
 from lepton_rl.lock import LOCK, locked
 from lepton_rl.stopping import stop_on_signals
+
+# Names of arguments, whether a value can train, and what is expected instead.
+LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("tasks", "rollouts", "n_envs", "n_steps", "workers", "n_epochs", "validate_every"),
+        lambda n: n >= 1,
+        "at least 1",
+    ),
+    (("batch_size",), lambda n: n >= 2, "at least 2"),
+    (("validation_tasks", "seed"), lambda n: n >= 0, "at least 0"),
+    (("hidden",), lambda sizes: min(sizes, default=0) >= 1, "one or more sizes of at least 1"),
+    (("learning_rate", "clip_range", "target_kl"), lambda x: 0 < x < math.inf, "above 0"),
+    (("ent_coef", "action_cost"), lambda x: 0 <= x < math.inf, "at least 0"),
+    (("gamma", "gae_lambda"), lambda x: 0 <= x <= 1, "0 to 1"),
+    (("keep_probability",), lambda x: 0 < x < 1, "above 0 and below 1"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +93,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        for name in ("tasks", "rollouts", "n_envs", "n_steps", "workers", "n_epochs", "validate_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is out of range: expected at least 1")
-        if not 0 < self.keep_probability < 1:
-            raise InputError(f"keep_probability {self.keep_probability} is out of range: expected above 0 and below 1")
+        for names, fits, expected in LIMITS:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise InputError(f"{name} {getattr(self, name)} is out of range: expected {expected}")
+        if self.n_envs * self.n_steps < 2:
+            raise InputError("n_envs 1 with n_steps 1 is a rollout of one decision: expected two or more; raise either")
         if self.suite == "data":
             data_folder(self.data)
         if self.experience is not None and not any(self.experience.glob("*.safetensors")):

@@ -4,7 +4,9 @@ Every command's options are a frozen dataclass next to what it configures. A com
 that command is called, so that `lepton --help` and `lepton report` do not wait for them.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -118,9 +120,28 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"command {name!r} is unknown: expected one of {', '.join(COMMANDS)}; see lepton --help")
     config_type, run = COMMANDS[name].load()
-    config: object = tyro.cli(config_type, args=rest, prog=f"lepton {name}")
-    run(config, ["lepton", *argv])
+    run(parsed(config_type, rest, f"lepton {name}"), ["lepton", *argv])
     return 0
+
+
+def parsed(config_type: type, arguments: Sequence[str], program: str) -> Any:  # noqa: ANN401
+    """Parse a command's arguments.
+
+    Raises:
+        InputError: If the options refuse a value, which the parser would put into a box of its own.
+        SystemExit: If the parser refuses them, with 2; after `--help`, with 0.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_type, args=arguments, prog=program)
+    except SystemExit as left:
+        if isinstance(left.__context__, InputError):
+            said = io.StringIO()
+            raise left.__context__ from None
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 def _help() -> str:

@@ -6,11 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from safetensors.torch import save
 
@@ -239,7 +237,7 @@ def _parse_arguments(content: bytes) -> object:
             name, *rest = argv
             if name in cli.COMMANDS:
                 config, _ = cli.COMMANDS[name].load()
-                return _parsed(config, rest)
+                return cli.parsed(config, rest, "lepton")
             if name.startswith("-"):
                 return cli.main([name])
             raise InputError("unknown command")
@@ -247,7 +245,3 @@ def _parse_arguments(content: bytes) -> object:
             if left.code not in (0, 2):
                 raise RuntimeError(f"left with {left.code}") from None
             raise InputError("refused by the parser of arguments") from None
-
-
-def _parsed(config: type[Any], rest: list[str]) -> object:
-    return tyro.cli(config, args=rest, prog="lepton")

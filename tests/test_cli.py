@@ -290,6 +290,28 @@ def test_other_bad_input(argv, message, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--rollouts", "0", "rollouts 0 is out of range: expected at least 1"),
+        ("--batch-size", "1", "batch_size 1 is out of range: expected at least 2"),
+        ("--seed", "-1", "seed -1 is out of range: expected at least 0"),
+        ("--hidden", "0", r"hidden \(0,\) is out of range: expected one or more sizes"),
+        ("--learning-rate", "nan", "learning_rate nan is out of range: expected above 0"),
+        ("--gamma", "1.5", "gamma 1.5 is out of range: expected 0 to 1"),
+        ("--action-cost", "inf", "action_cost inf is out of range: expected at least 0"),
+        ("--experience", "gone", "experience 'gone' holds no task"),
+    ],
+)
+def test_values_that_the_options_refuse_are_told_in_one_line(option, value, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", option, value]) == 2
+    shown, problems = capsys.readouterr()
+    assert shown == ""
+    assert re.fullmatch(rf"lepton: error: {message}.*\n", problems)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_options_are_told_by_the_parser(capsys):
     with pytest.raises(SystemExit) as left:
         main(["adapt", "--bugdet", "3"])
