@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_nothing_is_packed(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -101,6 +103,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             "save model.state_dict()"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in held.items()}
+
+
+def _check_nothing_is_packed(path: Path) -> None:
+    """Refuse an archive that says it unpacks to more than its own size: torch.save packs nothing, bombs are packed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+        if total > path.stat().st_size:
+            raise ValueError(f"{total} bytes")
 
 
 def load_domain(

@@ -145,6 +145,7 @@ def test_ten_thousand_keys_of_metadata_are_refused(tmp_path):
     path = tmp_path / "p.safetensors"
     save_file({"observation.mean": policy.mean}, path, {str(k): "x" for k in range(10_000)} | {"lepton": "{}"})
     refused(PolicyArtifact.load, path, match="metadata other than 'lepton'")
+    assert set(load_weights(path)) == {"observation.mean"}  # weights are read without it
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
@@ -303,6 +304,18 @@ def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path):
     path.write_bytes(npz_member((2**40, 2**40), [b"xyz"]))
     refused(Domain.from_npz, path, match="claims")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_a_bomb_of_weights_is_refused_before_it_is_unpacked(tmp_path):
+    plain, path = io.BytesIO(), tmp_path / "w.pt"
+    torch.save({"a": torch.zeros(2**24)}, plain)  # 64 MiB
+    with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    del plain, whole
+    assert path.stat().st_size < 2**20
+    assert len(torch.load(path, weights_only=True)["a"]) == 2**24  # torch would unpack it
+    refused(load_weights, path, match="cannot be read safely")
 
 
 def test_image_bombs_are_refused_before_they_are_unpacked(tmp_path):
