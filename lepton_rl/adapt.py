@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.cache import write_atomically
@@ -32,6 +33,7 @@ from lepton_rl.stages import N_GROUPS
 from lepton_rl.task import AdaptationTask
 
 Verdict = Literal["adapted", "kept the original"]
+Judged = tuple[NDArray[np.int64], Floats, Floats]  # labels, probabilities before, probabilities after
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,14 +229,20 @@ def adapt(
             labels, was, now = _judged(original, adapted, held, way)
             metrics, judged = compare(labels, was, now, names), (held, was, now)
 
-        def once(part: Domain, held_out: Domain) -> tuple[NDArray[np.int64], Floats, Floats]:
-            if keeper is not None:
-                keeper.check_stop("the run, before the end of its folds")
+        def once(number: int, part: Domain, held_out: Domain) -> Judged:
             fold, fold_way = prepared(part, held_out)
-            assert fold.hidden.target_test is not None
-            first = copy.deepcopy(fold.visible.model).eval()
-            other = _chosen_model(first, rollout(fold.visible, actor, seed=seed))
-            return _judged(first, other, fold.hidden.target_test, fold_way)
+            unseen = fold.hidden.target_test
+            assert unseen is not None
+
+            def work() -> dict[str, Tensor]:
+                first = copy.deepcopy(fold.visible.model).eval()
+                other = _chosen_model(first, rollout(fold.visible, actor, seed=seed))
+                _, was, now = _judged(first, other, unseen, fold_way)
+                return {"before": torch.from_numpy(was), "after": torch.from_numpy(now)}
+
+            name, shape = f"fold-{number + 1}-of-{folds}", (len(unseen), len(names))
+            found = work() if keeper is None else keeper.known(name, shape, work)
+            return unseen.labels, found["before"].numpy(), found["after"].numpy()
 
         explanation = explain(task.visible, way, run, actor, original=original, adapted=adapted, judged=judged)
         result = AdaptResult(
@@ -293,9 +301,7 @@ def _doubts(explanation: Explanation) -> list[str]:
     ]
 
 
-def _judged(
-    original: nn.Module, adapted: nn.Module, domain: Domain, way: Preprocessing
-) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _judged(original: nn.Module, adapted: nn.Module, domain: Domain, way: Preprocessing) -> Judged:
     return domain.labels, probabilities(original, domain, way), probabilities(adapted, domain, way)
 
 

@@ -11,8 +11,8 @@ from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
 from lepton_rl.metrics import Comparison, Floats, compare
 
-Once = Callable[[Domain, Domain], tuple[NDArray[np.int64], Floats, Floats]]
-"""One run: its target and the images held out -> their labels, probabilities before, probabilities after."""
+Once = Callable[[int, Domain, Domain], tuple[NDArray[np.int64], Floats, Floats]]
+"""One run: number of the fold, its target, the images held out -> their labels, probabilities before and after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def cross_validate(target: Domain, folds: int, seed: int, classes: Sequence[str]
         once: Does a run.
     """
     share = shares(target, folds, seed)
-    parts = [once(target.take(share != fold), target.take(share == fold)) for fold in range(folds)]
+    parts = [once(fold, target.take(share != fold), target.take(share == fold)) for fold in range(folds)]
     labels, before, after = (np.concatenate(column) for column in zip(*parts, strict=True))
     return CrossValidation(
         folds=folds,

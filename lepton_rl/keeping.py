@@ -1,11 +1,12 @@
 """What an adaptation keeps at every decision, so that a killed one goes on and comes to the same end.
 
 It lies beside `out`, in `OUT.unfinished`, because `out` itself appears whole or not at all: a checkpoint in two
-generations and, for people, `history.jsonl` with the decisions so far.
+generations, the finished folds of a cross-validation and, for people, `history.jsonl` with the decisions so far.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -141,6 +142,28 @@ class Keeper:
         if not run.over[0]:
             self.check_stop(f"decision {run.decision[0]} of {run.decisions[0]}")
 
+    def known(self, name: str, shape: tuple[int, ...], make: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Return what was kept under a name beside this very run, or make and keep it.
+
+        Args:
+            name: Of the file.
+            shape: Of all its tensors, which are finite.
+            make: Makes them.
+
+        Raises:
+            InputError: If the file holds something else.
+            Stopped: If a signal came before they were made.
+        """
+        files = Checkpoints(self.folder / f"{name}.safetensors", "part of an adaptation", self._say)
+        saved = files.load()
+        if saved is None or saved.facts.get("arguments") != self._arguments:
+            self.check_stop(f"the run, before {name}")
+            saved = Checkpoint(tensors=make(), facts={"arguments": self._arguments})
+            files.save(saved)
+        if any(tensor.shape != shape or not bool(tensor.isfinite().all()) for tensor in saved.tensors.values()):
+            raise InputError(f"{str(files.path)!r} holds what no run saved: expected finite {list(shape)}; remove it")
+        return saved.tensors
+
     def remove(self) -> None:
         """Forget everything: the result is in its place, or another one is wanted."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -160,14 +183,17 @@ def keeping(out: Path, *, overwrite: bool = False, say: Callable[[str], None] | 
     """
     with locked(beside(out), out), stop_on_signals() as stop:
         recover(out)
-        check_free(out, overwrite=overwrite or unfinished(out).is_dir())
+        kept = unfinished(out)
+        if os.path.lexists(kept) and not kept.is_dir():
+            raise InputError(f"{str(kept)!r} is a file: expected a folder; move it away, or choose another out")
+        check_free(out, overwrite=overwrite or kept.is_dir())
         yield Keeper(out, overwrite=overwrite, stop=stop, say=say or _tell)
 
 
 def unfinished(out: Path) -> Path:
     """Return the folder for what is kept of an adaptation whose result will go to `out`."""
-    out = out.absolute()
-    return out.with_name(f"{out.name}.unfinished")
+    out = Path(os.path.abspath(out))  # so that `..` has a name, too
+    return out.parent / f"{out.name}.unfinished"
 
 
 def _tell(line: str) -> None:

@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 def beside(folder: Path) -> Path:
     """Return the lock file of a folder that must stay empty or may not exist yet: it lies beside it."""
-    folder = folder.absolute()
+    folder = Path(os.path.abspath(folder))
     return folder.parent / f".{folder.name}{LOCK}"
 
 

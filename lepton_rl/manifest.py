@@ -103,7 +103,7 @@ def recover(folder: Path) -> None:
 
     Its half-written output goes; an earlier output that it had moved away comes back if nothing took its place.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.abspath(folder))
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
         number, _, end = left.name.removeprefix(f".{folder.name}.").partition(".")
         if end not in ("part", "old") or not number.isdecimal() or _alive(int(number)):

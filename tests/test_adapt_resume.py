@@ -1,5 +1,6 @@
 """`adapt()` killed at any decision: the same call goes on and comes to the same end, bit by bit."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from test_adapt import same, timeless
 from tiny import EVERYTHING, domain
 
 from lepton_rl import adapt, cli
-from lepton_rl.checkpoint import Checkpoints
+from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.controls import KEEP, KNOBS, ControlSettings
 from lepton_rl.errors import InputError
 from lepton_rl.keeping import Keeper, keeping, unfinished
@@ -24,6 +25,7 @@ from lepton_rl.run import AdaptationRun
 from lepton_rl.solo import SoloEngine
 from lepton_rl.stopping import STOP_SIGNALS, Stopped
 
+adapt_module = importlib.import_module("lepton_rl.adapt")  # the package gives the function under this name
 BUDGET = 15  # three decisions
 
 
@@ -150,6 +152,44 @@ def test_a_damaged_newest_checkpoint_costs_one_decision(tmp_path, monkeypatch, c
     assert same(result.model, whole.model.state_dict())
 
 
+def test_finished_folds_are_kept(tmp_path, monkeypatch):
+    whole = run(None, folds=3)
+    out = tmp_path / "out"
+    plain, made = adapt_module.rollout, []
+
+    def counted(*given, **named):
+        made.append(len(made))
+        if len(made) == 3:  # the run, the first fold, and then no further
+            raise Killed
+        return plain(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt_module, "rollout", counted)
+        with pytest.raises(Killed):
+            run(out, folds=3)
+        assert (unfinished(out) / "fold-1-of-3.safetensors").is_file()
+        del made[:]
+        with pytest.raises(Killed):
+            run(out, folds=3)  # the run again from its end, the second fold, and then no further
+        del made[:]
+        result = run(out, folds=3)
+    assert len(made) == 2  # the run and the third fold
+    assert result.cross_validation == whole.cross_validation
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_fold_that_no_run_kept_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    killed_after(monkeypatch, 3, out)
+    kept = Checkpoints(unfinished(out) / "checkpoint.safetensors", "adaptation").load()
+    facts = {"arguments": kept.facts["arguments"]}
+    files = Checkpoints(unfinished(out) / "fold-1-of-2.safetensors", "part of an adaptation")
+    for bad in (torch.zeros(2, 3), torch.full((23, 3), float("nan"))):
+        files.save(Checkpoint(tensors={"before": bad, "after": bad}, facts=facts))
+        with pytest.raises(InputError, match=r"fold-1-of-2.safetensors' holds what no run saved: .* \[23, 3\]"):
+            run(out, folds=2)
+
+
 # ----- what does not belong together
 
 
@@ -252,6 +292,24 @@ def test_the_command_line_leaves_with_75_and_130_and_goes_on(tmp_path, monkeypat
     assert json.loads((out / MANIFEST).read_text())["command"] == "lepton adapt"
 
 
+@pytest.mark.parametrize("out", ["/", ".", "..", "file", "file/sub"])
+def test_a_place_that_is_not_free_is_left_alone(out, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("file", "thesis.tex"):
+        (tmp_path / "here" / name).write_text("x")
+    with pytest.raises((InputError, OSError)):
+        run(out)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "here", "thesis.tex"]
+
+
+def test_what_is_kept_needs_a_folder(tmp_path):
+    unfinished(tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=r"out\.unfinished' is a file: expected a folder; move it away"):
+        run(tmp_path / "out")
+    assert unfinished(tmp_path / "out").read_text() == "x"
+
+
 def test_two_processes_do_not_adapt_into_one_folder_that_is_not_there_yet(tmp_path):
     out = tmp_path / "a" / "b" / "out"
     code = (
@@ -269,8 +327,6 @@ def test_two_processes_do_not_adapt_into_one_folder_that_is_not_there_yet(tmp_pa
 
 
 def test_checkpoints_hold_tensors_that_share_memory(tmp_path):
-    from lepton_rl.checkpoint import Checkpoint
-
     files = Checkpoints(tmp_path / "c.safetensors", "test")
     both = torch.arange(4.0)
     files.save(Checkpoint(tensors={"a": both, "b": both[1:3], "c": both}, facts={}))

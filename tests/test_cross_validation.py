@@ -34,7 +34,7 @@ def test_shares_are_even_over_sizes_and_classes():
 def test_every_label_is_judged_once_by_a_run_that_has_not_seen_its_image(target):
     seen = []
 
-    def once(part, held_out):
+    def once(number, part, held_out):
         assert len(part) + len(held_out) == 30
         both = {image.tobytes() for image in part.images} & {image.tobytes() for image in held_out.images}
         assert both == set()
