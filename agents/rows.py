@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lepton_rl.artifact import SHIPPED, TUNED_DEFAULT, shipped_policy_path
-from lepton_rl.cache import write_atomically
+from lepton_rl.cache import naming, write_atomically
 from lepton_rl.errors import InputError
 from lepton_rl.manifest import versions
 
@@ -71,18 +71,20 @@ class RowFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        self._sync()
-        self._file.close()
+        with naming(self.path), self._file:
+            self._sync()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add the rows of one cell: they outlive this process at once, and a power cut within a second."""
-        self._file.write(b"".join(map(_line, rows)))
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(b"".join(map(_line, rows)))
+            self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
 
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
 

@@ -35,6 +35,7 @@ from lepton_rl.choice import Kind
 from lepton_rl.controls import KNOBS, tuned_default
 from lepton_rl.datasets import contents
 from lepton_rl.errors import InputError
+from lepton_rl.lock import LOCK
 from lepton_rl.manifest import MANIFEST, versions, write_manifest
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.stopping import StopRequest
@@ -76,7 +77,7 @@ class Training:
         self.taught: dict[str, Any] = {}  # by experience, before the first rollout
         self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
-        self.logger = tracked(config.out, config.wandb, self.arguments)
+        self.logger = tracked(config.out, config.wandb, self.arguments, say)
         self.inner = SB3VecEnv(make_env(config))
         first: NetworkPolicy | None = None
         if saved is not None:
@@ -139,6 +140,11 @@ class Training:
             self._check_same(known)
         else:
             self.config.out.mkdir(parents=True, exist_ok=True)
+            if any(path.name != LOCK for path in self.config.out.iterdir()):
+                raise InputError(
+                    f"out {str(self.config.out)!r} is not the output of a training: expected a new or empty folder, or "
+                    "one with its manifest.json; choose another --out"
+                )
             write_manifest(self.config.out, command="train", arguments=self.arguments)
 
     def _check_same(self, found: Mapping[str, Any]) -> None:

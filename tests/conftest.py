@@ -25,3 +25,16 @@ def _digits():
     from lepton_rl.domain import Domain
 
     return Domain.digits()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trainings of a fake task that take a tenth of a second: `quick(out, rollouts)` returns their arguments."""
+    import killing
+
+    from lepton_rl.agents import training, training_env
+
+    for module, name in ((training_env, "make_env"), (training, "make_env"), (training, "greedy_accuracies")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    killing.make_quick()
+    return killing.config

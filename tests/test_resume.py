@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.torch import save_file
 
 from lepton_rl import cache, checkpoint, cli
-from lepton_rl.agents import training, training_env
+from lepton_rl.agents import rows, training, training_env
 from lepton_rl.agents.train import train
 from lepton_rl.agents.workers import WorkerDied, WorkerVectorEnv
 from lepton_rl.cache import write_atomically
@@ -43,15 +43,6 @@ def lines():
 @pytest.fixture
 def files(tmp_path, lines):
     return Checkpoints(tmp_path / "c.safetensors", "test", lines.append)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Trainings of a fake task that take a tenth of a second."""
-    for module, name in ((training_env, "make_env"), (training, "make_env"), (training, "greedy_accuracies")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    killing.make_quick()
-    return killing.config
 
 
 # ----- checkpoints
@@ -167,6 +158,60 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_later(quick, tmp_path, mo
     monkeypatch.setattr(cache.os, "fsync", lambda handle: None)
     assert cli.main(["train"]) == 0
     assert killing.same(tmp_path / "full", tmp_path / "whole")
+
+
+def full_after(monkeypatch, syncs):
+    """Let the disk be full from the n-th sync on; returns how to empty it."""
+    sync, left = os.fsync, [syncs]
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    return lambda: monkeypatch.setattr(os, "fsync", sync)
+
+
+@pytest.mark.parametrize("syncs", [0, 7, 15])
+def test_an_adaptation_on_a_full_disk_says_so_and_goes_on_later(tmp_path, monkeypatch, capsys, syncs):
+    job = killing.adaptation()
+    job.short(tmp_path / "whole")
+    empty = full_after(monkeypatch, syncs)
+    assert cli.exit_code(lambda: job.short(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "No space left on device" in said
+    assert str(tmp_path) in said  # `out` itself is written beside its place
+    assert not (tmp_path / "out").exists()
+    empty()
+    job.short(tmp_path / "out")
+    assert job.same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("syncs", [0, 3, 8])
+def test_a_benchmark_on_a_full_disk_says_so_and_goes_on_later(tmp_path, monkeypatch, capsys, syncs):
+    monkeypatch.setattr(killing.cells, "SUPERVISED_STEPS", 5)
+    monkeypatch.setattr(rows, "SYNC_SECONDS", 0.0)
+
+    def work(out):
+        words = {"arms": ("source-only", "tuned-default"), "runs": (1,), "tasks": 2, "seeds": 1, "workers": 1}
+        killing.benchmark(killing.BenchmarkConfig(out=out, **words), killing.TinySuite)
+        return 0
+
+    work(tmp_path / "whole")
+    capsys.readouterr()
+    empty = full_after(monkeypatch, syncs)
+    assert cli.exit_code(lambda: work(tmp_path / "out")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in said
+    assert str(tmp_path / "out") in said
+    empty()
+    work(tmp_path / "out")
+    both = [killing.read_rows(tmp_path / name / "rows.jsonl") for name in ("whole", "out")]
+    assert both[0] == both[1]
+    assert len(both[0]) == 8
 
 
 # ----- a training

@@ -2,6 +2,8 @@
 
 import csv
 import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -221,6 +223,13 @@ def test_a_folder_of_another_training_is_refused(tiny, tmp_path: Path):
         train(TrainConfig(out=tmp_path, rollouts=1, **{**tiny, "gamma": 0.9}), progress=False)
 
 
+def test_a_foreign_folder_is_left_alone(tiny, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not the output of a training: expected a new or empty folder"):
+        train(TrainConfig(out=tmp_path, rollouts=1, **tiny), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_damaged_checkpoint_is_said(tiny, tmp_path: Path):
     train(TrainConfig(out=tmp_path, rollouts=1, **tiny), progress=False)
     path = tmp_path / "checkpoint.safetensors"
@@ -249,7 +258,7 @@ def test_the_engine_is_measured_once_and_kept(tiny, tmp_path: Path, monkeypatch)
     assert "--engine fleet" in PolicyArtifact.load(out).card["command"]
 
 
-def test_weights_and_biases_gets_the_log_offline(tiny, tmp_path: Path, monkeypatch):
+def test_weights_and_biases_gets_the_log_offline(quick, tmp_path: Path, monkeypatch):
     pytest.importorskip("wandb")
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CONSOLE", "off")):
         monkeypatch.setenv(name, value)
@@ -262,14 +271,32 @@ def test_weights_and_biases_gets_the_log_offline(tiny, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(tracking.WandbWriter, "write", watched)
     out = tmp_path / "run"
-    train(TrainConfig(out=out, rollouts=1, wandb="lepton-test", **tiny), progress=False)
+    train(replace(quick(out, 1), wandb="lepton-test"), progress=False)
     assert {"return_over_default", "validation_return", "keep/stop"} <= set(sent)
     files = list(out.glob("wandb/offline-run-*/run-run.wandb"))
     assert len(files) == 1
     assert files[0].stat().st_size > 500
 
 
-def test_weights_and_biases_that_is_missing_is_said(tiny, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_a_run_of_weights_and_biases_that_fails_ends_no_training(quick, tmp_path: Path, monkeypatch, capsys, broken):
+    class Run:
+        def __getattr__(self, name):
+            return fail if name == broken else lambda *given, **named: None
+
+    def fail(*given, **named):
+        raise RuntimeError("the service\ndoes not answer")
+
+    fake = types.ModuleType("wandb")
+    fake.init = fail if broken == "init" else lambda **named: Run()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    out = train(replace(quick(tmp_path, 1), wandb="lepton-test"), progress=False)
+    assert out.is_file()
+    said = capsys.readouterr().err
+    assert said == "lepton: Weights & Biases failed (the service does not answer): the training goes on without it\n"
+
+
+def test_weights_and_biases_that_is_missing_is_said(quick, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"pip install 'lepton_rl\[wandb\]'"):
-        train(TrainConfig(out=tmp_path, rollouts=1, wandb="lepton-test", **tiny), progress=False)
+        train(replace(quick(tmp_path, 1), wandb="lepton-test"), progress=False)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from lepton_rl.cache import naming
 from lepton_rl.report.style import SCRIPT, STYLE
 
 PALETTE = ("#2a78d6", "#e2711d", "#1f9d6b", "#9b5de5", "#d6336c", "#0f9bb3", "#b08900", "#7a8594")
@@ -162,8 +163,9 @@ def write_whole(path: Path, content: str) -> Path:
     """Write a text file whole or not at all, and return its path."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        with naming(path):
+            part.write_text(content, encoding="utf-8")
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return path
