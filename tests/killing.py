@@ -26,11 +26,13 @@ from lepton_rl.agents import cells, training, training_env
 from lepton_rl.agents.benchmark import BenchmarkConfig, benchmark
 from lepton_rl.agents.train import TrainConfig, train
 from lepton_rl.controls import KEEP
+from lepton_rl.domain import Domain
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.keeping import unfinished
 from lepton_rl.models import build_model
 from lepton_rl.policy import RandomPolicy
 from lepton_rl.signals import SIGNALS
+from lepton_rl.suite import TaskSuite
 from lepton_rl.task import AdaptationTask, HiddenTask
 
 WRITTEN = ("checkpoint.safetensors", "log.csv", "policy.safetensors")
@@ -127,11 +129,12 @@ def quick_training():
 
 
 def real_training():
-    """A training of networks on the digits, with real validation."""
+    """A training whose lanes adapt networks to the digits, and whose validation does; only the budgets are small."""
+    suite = TaskSuite("digits-test", {"digits": Domain.digits}, pretrain_steps=60, budgets=(10, 16))
+    TaskSuite.digits = lambda: suite
 
     def work(out):
-        settings = config(out, 4)
-        train(replace(settings, tasks=2, n_steps=4, validation_tasks=1), progress=False)
+        train(replace(config(out, 12), tasks=2, n_steps=4, batch_size=8, validation_tasks=1), progress=False)
 
     return Job(work=work, same=same, kept=lambda out: (out / "checkpoint.safetensors").exists())
 
