@@ -85,7 +85,8 @@ def _tell(config: Config, facts: dict[str, Any], drift: Drift) -> None:
         say(f"accuracy on those with a label: {facts['accuracy']:.3f}")
     say(("time to adapt again: " if facts["time_to_adapt"] else "no need to adapt: ") + facts["why"])
     if facts["time_to_adapt"]:
-        say(f"lepton adapt --warm-start {config.run} --target {config.new} --out ..")
+        named = "" if config.model is None else f" --model {config.model}"
+        say(f"lepton adapt --warm-start {config.run}{named} --target {config.new} --out ..")
 
 
 def _why(drift: Drift, stranger: str | None) -> str:

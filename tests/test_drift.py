@@ -101,6 +101,8 @@ def test_other_images_call_for_adapting(saved, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "time to adapt again: " in shown
     assert f"lepton adapt --warm-start {saved} --target {path}" in shown
+    assert main(["drift", str(saved), path, "--model", "vgg"]) == 0  # what had to be typed once, has to be again
+    assert f"lepton adapt --warm-start {saved} --model vgg --target {path}" in capsys.readouterr().out
 
 
 def test_images_of_another_size_and_unknown_classes(saved, tmp_path, capsys):
