@@ -12,9 +12,9 @@ from lepton_rl.agents.tuner import STARTUP_TRIALS, OptunaTuner
 from lepton_rl.artifact import SHIPPED, TUNED_DEFAULT, PolicyArtifact, load_policy, shipped_policy_path
 from lepton_rl.datasets import OWN_SPLIT, splits_of
 from lepton_rl.errors import InputError
+from lepton_rl.suite import LEARNING_SPLITS
 
 ALL = "all"
-LEARNED = ("train", "validation")  # no place to report from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def splits(config: BenchmarkConfig) -> tuple[str, ...]:
     if config.suite == "folders":
         return (OWN_SPLIT,)
     if ALL in config.splits:
-        return tuple(split for split in splits_of(config.suite) if split not in LEARNED)
+        return tuple(split for split in splits_of(config.suite) if split not in LEARNING_SPLITS)
     return config.splits
 
 
@@ -226,7 +226,8 @@ def notes(config: BenchmarkConfig) -> list[str]:
     """Return what a reader of the summary must know."""
     early = ", ".join(str(runs) for runs in sorted(config.runs) if runs <= STARTUP_TRIALS)
     arms = [arm for arm in map(find_arm, config.arms) if isinstance(arm, OptunaTuner)]
-    found = [f"{split}: policies are trained or chosen on these tasks" for split in splits(config) if split in LEARNED]
+    learning = [split for split in splits(config) if split in LEARNING_SPLITS]
+    found = [f"{split}: policies are trained or chosen on these tasks" for split in learning]
     for sampler, called in (("tpe", "TPE"), ("gp", "GP")):
         names = [arm.name for arm in arms if arm.sampler == sampler]
         if early and names:

@@ -50,22 +50,31 @@ class Plan:
         return found
 
 
+_PLAIN = {"entropy": FAR_DOWN, "diversity": FAR_DOWN, "self_training": FAR_DOWN, "alignment": FAR_DOWN}
+_CERTAIN = {"entropy": FAR_UP, "source": FAR_UP, "adversarial": FAR_UP, "self_training": FAR_DOWN}
+
 PLANS = (
     Plan(name="tuned default"),
     Plan(name="rate up", first={"learning_rate": UP}),
     Plan(name="rate down", first={"learning_rate": DOWN}),
     Plan(name="rate far down", first={"learning_rate": FAR_DOWN}),
-    Plan(name="less entropy", first={"entropy": DOWN}),
-    Plan(name="little entropy", first={"entropy": FAR_DOWN, "diversity": DOWN}),
+    Plan(name="no diversity", first={"diversity": FAR_DOWN}),
+    Plan(name="entropy for diversity", first={"diversity": FAR_DOWN, "entropy": UP}),
+    Plan(name="entropy far up, diversity down", first={"diversity": DOWN, "entropy": FAR_UP}),
     Plan(name="entropy and diversity", first={"entropy": UP, "diversity": FAR_UP}),
-    Plan(name="diversity", first={"diversity": FAR_UP}),
-    Plan(name="no adversary", first={"adversarial": FAR_DOWN}),
-    Plan(name="alignment for adversary", first={"adversarial": FAR_DOWN, "alignment": FAR_UP}),
-    Plan(name="self-training", first={"self_training": FAR_UP, "entropy": DOWN}),
-    Plan(name="rotation", first={"auxiliary": FAR_UP}),
+    Plan(name="certain", first=_CERTAIN),
+    Plan(name="certain and slow", first=_CERTAIN | {"learning_rate": DOWN, "unfreeze": LESS}),
+    Plan(name="certain, no diversity", first=_CERTAIN | {"diversity": FAR_DOWN}),
+    Plan(name="self-training", first={"self_training": FAR_UP}),
+    Plan(name="self-training, no diversity", first={"self_training": FAR_UP, "diversity": FAR_DOWN}),
+    Plan(name="labels only", first=_PLAIN),
+    Plan(name="labels only, slow", first=_PLAIN | {"learning_rate": DOWN}),
+    Plan(name="labels only, rate up", first=_PLAIN | {"learning_rate": UP}),
+    Plan(name="adversary", first={"adversarial": FAR_UP, "source": UP}),
+    Plan(name="alignment", first={"alignment": FAR_UP}),
+    Plan(name="little source", first={"source": FAR_DOWN}),
+    Plan(name="augmented source", first={"augmentation": MORE, "source": UP}),
     Plan(name="lowest stage frozen", first={"unfreeze": LESS}),
-    Plan(name="labels only", first={"entropy": FAR_DOWN, "adversarial": FAR_DOWN, "source": FAR_DOWN}),
-    Plan(name="careful", first={"learning_rate": DOWN, "entropy": DOWN, "unfreeze": LESS}),
     Plan(name="half-way back at the end", last={"transfer": 1}),
 )
 

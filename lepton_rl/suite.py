@@ -18,7 +18,8 @@ from lepton_rl.pretrain import channel_statistics, pretrained
 from lepton_rl.shifts import HELD_OUT_KINDS, TRAIN_KINDS, Shift, compose
 from lepton_rl.task import REGIMES, AdaptationTask, HiddenTask, Regime, VisibleTask
 
-SPLITS = ("train", "validation", "held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget")
+LEARNING_SPLITS = ("train", "validation")  # nothing is reported of them
+SPLITS = (*LEARNING_SPLITS, "held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget")
 LABELS_PER_CLASS = (1, 2, 3, 5, 10)
 BUDGETS = (20, 40, 80, 160, 320)  # people wait for seconds or for an hour
 LONG_BUDGET = 640
@@ -277,14 +278,15 @@ class TargetParts:
     probe: Domain | None
     unlabelled: Domain
     eval: Domain
-    test: Domain
+    test: Domain | None
 
 
 def split_target(target: Domain, recipe: Recipe, rng: np.random.Generator) -> TargetParts:
     """Deal a labelled target domain onto the splits of a task.
 
     Label skew thins the classes of everything but the few labelled images: people label the same number per
-    class, whatever the domain's own frequencies are.
+    class, whatever the domain's own frequencies are. Tasks to learn from have no target_test: its images are in
+    their target_eval, because what a policy is paid by should be luck as little as possible.
     """
     order = rng.permutation(len(target))
     few = _per_class(target, order, recipe.labels_per_class)
@@ -292,13 +294,14 @@ def split_target(target: Domain, recipe: Recipe, rng: np.random.Generator) -> Ta
     rest = _thinned(target, rng.permutation(rest), recipe.label_skew, rng)
     n = min(EVAL_IMAGES, len(rest) // 4)
     unlabelled, left = rest[2 * n : 2 * n + MAX_UNLABELLED], rest[2 * n + MAX_UNLABELLED :]
-    test = np.concatenate([rest[n : 2 * n], left[: TEST_IMAGES - n]])
+    paid, test = rest[:n], np.concatenate([rest[n : 2 * n], left[: TEST_IMAGES - n]])
+    learning = recipe.split in LEARNING_SPLITS
     support, probe = _support_and_probe(target, few, recipe, rng)
     return TargetParts(
         support=support,
         probe=probe,
-        eval=target.take(rest[:n]),
-        test=target.take(test),
+        eval=target.take(np.concatenate([paid, test]) if learning else paid),
+        test=None if learning else target.take(test),
         unlabelled=target.take(unlabelled),
     )
 

@@ -57,16 +57,25 @@ def test_tasks_differ_and_regimes_can_be_fixed():
 
 
 def test_a_task_is_the_same_every_time(suite):
-    first, second = (suite.task("train", 3) for _ in range(2))
+    first, second = (suite.task("held-out-tasks", 3) for _ in range(2))
     assert np.array_equal(first.visible.target_unlabelled.images, second.visible.target_unlabelled.images)
     assert np.array_equal(first.hidden.target_test.labels, second.hidden.target_test.labels)
-    assert first.name == second.name == "digits/train/0003"
+    assert first.name == second.name == "digits/held-out-tasks/0003"
+
+
+def test_tasks_to_learn_from_are_paid_by_the_test_images_too(suite):
+    recipe = suite.recipe("held-out-tasks", 3)
+    kept, learning = (suite.make(replace(recipe, split=split)) for split in ("held-out-tasks", "train"))
+    assert learning.hidden.target_test is None
+    both = images_of(kept.hidden.target_eval) | images_of(kept.hidden.target_test)
+    assert images_of(learning.hidden.target_eval) == both
+    assert np.array_equal(kept.visible.target_unlabelled.images, learning.visible.target_unlabelled.images)
 
 
 @pytest.mark.parametrize("index", range(6))
 def test_no_image_is_in_two_splits(suite, index):
     # Severity 0 keeps images recognisable; strong shifts can make two scans equal.
-    recipe = replace(suite.recipe("train", index), target_shifts=())
+    recipe = replace(suite.recipe("held-out-tasks", index), target_shifts=())
     task = suite.make(recipe)
     visible, hidden = task.visible, task.hidden
     parts = [visible.target_unlabelled, hidden.target_eval, hidden.target_test]
@@ -89,7 +98,8 @@ def test_label_skew_thins_classes_but_not_the_few_labels(suite):
 
 
 def test_label_noise_reaches_the_few_labels_only(suite):
-    clean = replace(suite.recipe("train", 0), target_shifts=(), label_skew=0.0, labels_per_class=10, label_noise=0.0)
+    recipe = suite.recipe("held-out-tasks", 0)
+    clean = replace(recipe, target_shifts=(), label_skew=0.0, labels_per_class=10, label_noise=0.0)
     noisy = replace(clean, label_noise=0.5)
     target = suite._halves("digits")[1]
     a, b = (split_target(target, recipe, np.random.default_rng(0)) for recipe in (clean, noisy))
