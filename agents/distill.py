@@ -10,7 +10,7 @@ Learning is from the labels of target_eval, as PPO's is, on training tasks only.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,34 +38,58 @@ class Choice:
 
     Attributes:
         plans: Number of the plan among `CHOICES` per task, int64 `[tasks]`; 0 = the tuned default.
+        points: Above the tuned default that this choice gave, per task, clipped, `[tasks]`.
         margin: Points that a plan had to promise.
-        gain: Mean points above the tuned default of these choices.
-        standard_error: Of the gain.
         single: Mean points of the one plan that is best over all tasks, chosen on the other folds.
         oracle: Mean points of the best plan per task, chosen on one half of target_eval and paid on the other.
     """
 
     plans: np.ndarray
+    points: np.ndarray
     margin: float
-    gain: float
-    standard_error: float
     single: float
     oracle: float
 
+    @property
+    def gain(self) -> float:
+        """Mean points above the tuned default."""
+        return float(self.points.mean())
 
-def choose_plans(experience: Sequence[Experience], seed: int = 0) -> Choice:
-    """Learn what plans are worth where, and choose."""
+    @property
+    def standard_error(self) -> float:
+        """Of the gain."""
+        return float(self.points.std() / len(self.points) ** 0.5)
+
+
+def first_signals(e: Experience) -> np.ndarray:
+    """Return what is seen before the first decision, `[signals]`."""
+    return e.observations[0, 0].numpy()
+
+
+def choose_plans(
+    experience: Sequence[Experience],
+    seed: int = 0,
+    context: Callable[[Experience], np.ndarray] = first_signals,
+    margins: Sequence[float] = MARGINS,
+) -> Choice:
+    """Learn what plans are worth where, and choose.
+
+    Args:
+        experience: Of training tasks.
+        seed: Of the trees, and of which tasks are judged together.
+        context: What the choice may look at.
+        margins: Points that a plan may have to promise; the best of them is taken.
+    """
     worth = np.stack([returns(e) for e in experience]).clip(-CLIP, CLIP)
-    expected, single = _cross_fitted(np.stack([e.observations[0, 0].numpy() for e in experience]), worth, seed)
+    expected, single = _cross_fitted(np.stack([context(e) for e in experience]), worth, seed)
     best = expected.argmax(1)
     rows = np.arange(len(worth))
-    gains = {m: np.where(expected[rows, best] > m, worth[rows, best], 0.0) for m in MARGINS}
-    margin = max(MARGINS, key=lambda m: float(gains[m].mean()))
+    gains = {m: np.where(expected[rows, best] > m, worth[rows, best], 0.0) for m in margins}
+    margin = max(margins, key=lambda m: float(gains[m].mean()))
     return Choice(
         plans=np.where(expected[rows, best] > margin, best, 0),
+        points=gains[margin],
         margin=margin,
-        gain=float(gains[margin].mean()),
-        standard_error=float(gains[margin].std() / len(worth) ** 0.5),
         single=single,
         oracle=float(np.mean([_oracle(e) for e in experience])),
     )

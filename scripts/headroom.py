@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from lepton_rl.agents.ablation import ablation_table, control_variate
 from lepton_rl.agents.distill import choose_plans, read_experience
 from lepton_rl.agents.headroom import headroom_table, plans_table
 from lepton_rl.cli import exit_code
@@ -18,6 +19,8 @@ class Arguments:
 
     experience: Path = Path("runs/experience")
     """Folder of scripts/collect_experience.py."""
+    seeds: int = 5
+    """Seeds of the ablation, each with its own trees and folds."""
 
 
 def _headroom() -> int:
@@ -29,6 +32,9 @@ def _headroom() -> int:
     print(headroom_table(experience), plans_table(experience), sep="\n\n", end="\n\n")
     print(f"one plan for all tasks, chosen on other tasks: {choice.single:+.2f} points above the tuned default")
     print(f"a plan by the first signals, chosen on other tasks: {choice.gain:+.2f} ± {choice.standard_error:.2f}")
+    print("\n" + ablation_table(experience, arguments.seeds), end="\n\n")
+    raw, paid = control_variate(experience)
+    print(f"standard deviation of a run's return: {raw:.2f} points; less the tuned default's run: {paid:.2f}")
     return 0
 
 

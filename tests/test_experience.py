@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lepton_rl.agents.ablation import ablation_table, control_variate, privileged
 from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, returns, statistics
 from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, play
 from lepton_rl.agents.headroom import headroom, headroom_table, plans_table
@@ -39,7 +40,8 @@ def made_up(few, rng, decisions=8):
         original=torch.tensor([0.5, 0.5]),
         original_score=torch.tensor(0.0),
         facts={"name": "made up", "regime": "few-label" if few else "label-free", "source_free": 0,
-               "label_skew": 0.0, "base": "digits", "budget": 40, "architecture": "vgg",
+               "label_skew": 0.0, "label_noise": 0.0, "shifts": "rotate0.3+blur0.5" if few else "",
+               "base": "digits", "budget": 40, "architecture": "vgg",
                "settings": asdict(tuned_default())},
     )  # fmt: skip
 
@@ -98,6 +100,32 @@ def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
     assert choice.oracle == pytest.approx(2.0, abs=0.01)
     assert abs(choice.single) < 1.0  # plan 1 for everybody gives nothing on average
     assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in plans_table(experience)
+
+
+def test_an_ablation_tells_what_the_choice_rests_on(experience):
+    rows = {line.split(" | ")[0][2:]: line for line in ablation_table(experience, seeds=2).splitlines()}
+    assert "| +2.00 | +2.00 to +2.00 |" in rows["labels or none, source data or none"]
+    assert "+0.00 ± 0.00 |" in rows["labels or none, source data or none"]
+    blind = float(rows["without facts of the task"].split(" | ")[1])
+    assert blind < 1.0, "labels are the only thing that tells here"
+    assert "+2.00" in rows["privileged facts as well"]
+    assert rows["half of the tasks"].endswith("|  |")
+
+
+def test_privileged_facts_are_told_apart(experience):
+    look = privileged(experience)
+    few, free = look(experience[0]), look(experience[1])
+    assert few[-2:].tolist() == [0.5, 0.3]  # blur and rotate
+    assert free[-2:].tolist() == [0.0, 0.0]
+
+
+def test_the_control_variate_is_measured(experience):
+    for i, e in enumerate(experience):
+        e.accuracies[:] += 0.01 * i  # tasks differ by far more than plans do
+        e.accuracies[:, 0] = 0.1
+    raw, paid = control_variate(experience)
+    assert raw > 3 * paid
+    assert paid == pytest.approx(np.std([e.returns[1:].numpy() for e in experience]), rel=1e-4)
 
 
 def test_headroom_is_paid_on_images_that_did_not_choose():

@@ -1,0 +1,131 @@
+"""What the choice of plans rests on: the same choice with something taken away or added, several seeds each.
+
+Judged as the choice itself is, by trees that did not see a task; no run is made. What PPO adds is not in here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lepton_rl.agents.distill import MARGINS, Choice, choose_plans, first_signals
+from lepton_rl.agents.experience import Experience
+from lepton_rl.signals import SIGNALS
+
+Context = Callable[[Experience], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to choose.
+
+    Attributes:
+        name: For people.
+        context: What the choice looks at.
+        share: Of the tasks that are learnt from and judged, 0..1.
+        margins: As in `choose_plans`.
+    """
+
+    name: str
+    context: Context = first_signals
+    share: float = 1.0
+    margins: Sequence[float] = MARGINS
+
+    def choose(self, experience: Sequence[Experience], seed: int) -> Choice:
+        """Choose for the tasks of one seed."""
+        chosen = np.random.default_rng(seed).permutation(len(experience))[: round(self.share * len(experience))]
+        return choose_plans([experience[i] for i in np.sort(chosen)], seed, self.context, self.margins)
+
+
+def only(*groups: str) -> Context:
+    """Look at the first signals of some groups alone."""
+    kept = [i for i, signal in enumerate(SIGNALS) if signal.group in groups]
+    return lambda e: first_signals(e)[kept]
+
+
+def without(*groups: str) -> Context:
+    """Look at the first signals without some groups."""
+    return only(*({signal.group for signal in SIGNALS} - set(groups)))
+
+
+def one_window_later(e: Experience) -> np.ndarray:
+    """Look at the first signals and at what the tuned default's first window of steps made of them."""
+    return e.observations[0, :2].flatten().numpy()
+
+
+def privileged(experience: Sequence[Experience]) -> Context:
+    """Look at the first signals and at all that the generator knows of a task; no policy can."""
+    kinds = sorted({name for e in experience for name, _ in _shifts(e)})
+    bases = sorted({str(e.facts["base"]) for e in experience})
+
+    def look(e: Experience) -> np.ndarray:
+        severities = dict.fromkeys(kinds, 0.0)
+        for name, severity in _shifts(e):
+            severities[name] += severity
+        known = [float(e.facts["label_skew"]), float(e.facts["label_noise"]), float(e.accuracies[0, 0].mean())]
+        known += [float(e.facts["base"] == base) for base in bases]
+        return np.concatenate([first_signals(e), known, list(severities.values())])
+
+    return look
+
+
+def _shifts(e: Experience) -> list[tuple[str, float]]:
+    found = []
+    for shift in filter(None, str(e.facts["shifts"]).split("+")):
+        name = shift.rstrip("0123456789.")
+        found.append((name, float(shift[len(name) :])))
+    return found
+
+
+def variants(experience: Sequence[Experience]) -> list[Variant]:
+    """Return the choice as it is, first, and what it is compared with."""
+    return [
+        Variant(name="all first signals"),
+        Variant(name="labels or none, source data or none", context=only("availability")),
+        Variant(name="the same, and facts of the task", context=only("availability", "facts")),
+        Variant(name="without facts of the task", context=without("facts", "availability")),
+        Variant(name="without scores and gap", context=without("scores")),
+        Variant(name="history: one window later as well", context=one_window_later),
+        Variant(name="privileged facts as well", context=privileged(experience)),
+        Variant(name="no margin", margins=(0.0,)),
+        Variant(name="half of the tasks", share=0.5),
+        Variant(name="a quarter of the tasks", share=0.25),
+    ]
+
+
+def ablation_table(experience: Sequence[Experience], seeds: int = 5) -> str:
+    """Return the points above the tuned default of every variant as a Markdown table."""
+    lines = [
+        f"| the choice looks at | points, mean of {seeds} seeds | lowest to highest seed | against the first row |",
+        "|---|---|---|---|",
+    ]
+    reference: np.ndarray | None = None
+    for variant in variants(experience):
+        found = [variant.choose(experience, seed) for seed in range(seeds)]
+        gains = [choice.gain for choice in found]
+        cells = [variant.name, f"{np.mean(gains):+.2f}", f"{min(gains):+.2f} to {max(gains):+.2f}"]
+        points = np.mean([choice.points for choice in found], 0) if variant.share == 1 else None
+        if reference is None:
+            reference = points
+        cells.append("" if points is None or points is reference else _difference(points - reference))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(_row("the best plan for everybody", [choose_plans(experience, seed).single for seed in range(seeds)]))
+    return "\n".join(lines)
+
+
+def _row(name: str, gains: Sequence[float]) -> str:
+    return f"| {name} | {np.mean(gains):+.2f} | {min(gains):+.2f} to {max(gains):+.2f} | |"
+
+
+def _difference(points: np.ndarray[Any, Any]) -> str:
+    return f"{points.mean():+.2f} ± {points.std() / len(points) ** 0.5:.2f}"
+
+
+def control_variate(experience: Sequence[Experience]) -> tuple[float, float]:
+    """Return the standard deviation of the return of a run, in points, as it is and less the tuned default's run.
+
+    Both runs have the same task, seed and batches.
+    """
+    last, first = (np.stack([100 * e.accuracies[:, at].mean(-1).numpy() for e in experience]) for at in (-1, 0))
+    return float((last - first)[:, 1:].std()), float((last - last[:, :1])[:, 1:].std())
