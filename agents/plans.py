@@ -76,6 +76,19 @@ PLANS = (
     Plan(name="augmented source", first={"augmentation": MORE, "source": UP}),
     Plan(name="lowest stage frozen", first={"unfreeze": LESS}),
     Plan(name="half-way back at the end", last={"transfer": 1}),
+    Plan(name="self-training, slow", first={"self_training": FAR_UP, "learning_rate": DOWN}),
+    Plan(name="self-training, certain", first=_CERTAIN | {"self_training": UP}),
+    Plan(name="self-training, diversity down", first={"self_training": FAR_UP, "diversity": DOWN}),
+    Plan(name="self-training, little source", first={"self_training": FAR_UP, "source": DOWN}),
+    Plan(name="self-training, entropy and diversity", first={"self_training": FAR_UP, "entropy": UP, "diversity": UP}),
+    Plan(name="certain and very slow", first=_CERTAIN | {"learning_rate": FAR_DOWN}),
+    Plan(
+        name="certain and slow, half-way back at the end",
+        first=_CERTAIN | {"learning_rate": DOWN, "unfreeze": LESS},
+        last={"transfer": 1},
+    ),
+    Plan(name="slow, half-way back at the end", first={"learning_rate": DOWN}, last={"transfer": 1}),
+    Plan(name="diversity far up, slow", first={"diversity": FAR_UP, "learning_rate": DOWN}),
 )
 
 STOPPED = (Plan(name="stop at once", stop=0.0), Plan(name="stop half-way", stop=0.5))
