@@ -1,10 +1,12 @@
 """A policy from experience, to start PPO from.
 
 Two steps. A forest learns from the signals at the start of a run what each plan of the portfolio is worth there, in
-points above the tuned default; every task is judged by trees that never saw it, and where no plan promises more than
-a margin the tuned default is kept. Then the actor clones the runs of the chosen plans, decision by decision (Pomerleau
-1991, "Efficient training of artificial neural networks for autonomous navigation"), with smoothed labels, so that PPO
-has something left to explore.
+points above the tuned default; where no plan promises more than a margin the tuned default is kept. How good its
+choices are is told by forests that never saw the task. Then the actor clones what the forest chooses (Pomerleau 1991,
+"Efficient training of artificial neural networks for autonomous navigation"): whole runs of the played tasks, and the
+first decision on many more that were only glanced at, without which a network learns little more of a forest than the
+points it was trained on (Bucila et al. 2006, "Model compression"). Labels are smoothed, so that PPO has something left
+to explore.
 
 Learning is from the labels of target_eval, as PPO's is, on training tasks only. What is cloned sees signals alone.
 """
@@ -13,28 +15,32 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lepton_rl.agents.experience import Experience
+from lepton_rl.agents.experience import Experience, read_experience, read_glances
 from lepton_rl.agents.plans import CHOICES, PLANS, STOPPED
 from lepton_rl.agents.training_env import MIN_STD
 from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
 
+if TYPE_CHECKING:
+    from sklearn.ensemble import ExtraTreesRegressor
+
 CLIP = 15.0  # points; one run in a hundred is an accident that says little of the next
 FOLDS = 5
 TREES, LEAF, FEATURES = 200, 5, 0.3
 MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
-EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 400, 3e-3, 1e-3
+EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 600, 3e-3, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which plan each task of the experience gets, judged by trees that did not see it.
+    """Which plan each task of the experience gets from trees that did not see it, and what that gives.
 
     Attributes:
         plans: Number of the plan among `CHOICES` per task, int64 `[tasks]`; 0 = the tuned default.
@@ -80,7 +86,7 @@ def choose_plans(
         context: What the choice may look at.
         margins: Points that a plan may have to promise; the best of them is taken.
     """
-    worth = np.stack([returns(e) for e in experience]).clip(-CLIP, CLIP)
+    worth = _worth(experience)
     expected, single = _cross_fitted(np.stack([context(e) for e in experience]), worth, seed)
     best = expected.argmax(1)
     rows = np.arange(len(worth))
@@ -95,21 +101,28 @@ def choose_plans(
     )
 
 
-def _cross_fitted(context: np.ndarray, worth: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """Return what every plan is expected to be worth on every task, and what the best single plan gave."""
+def _forest(context: np.ndarray, worth: np.ndarray, seed: int) -> "ExtraTreesRegressor":
+    """Return trees that tell what every plan is worth."""
     from sklearn.ensemble import ExtraTreesRegressor
 
+    forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=FEATURES, bootstrap=True, random_state=seed)
+    return forest.fit(context, worth)
+
+
+def _cross_fitted(context: np.ndarray, worth: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """Return what every plan is expected to be worth on every task, and what the best single plan gave."""
     expected = np.zeros_like(worth)
     single = []
     folds = np.array_split(np.random.default_rng(seed).permutation(len(worth)), FOLDS)
     for fold in folds:
         others = np.setdiff1d(np.arange(len(worth)), fold)
-        forest = ExtraTreesRegressor(
-            TREES, min_samples_leaf=LEAF, max_features=FEATURES, bootstrap=True, random_state=seed
-        )
-        expected[fold] = forest.fit(context[others], worth[others]).predict(context[fold])
+        expected[fold] = _forest(context[others], worth[others], seed).predict(context[fold])
         single += worth[fold, worth[others].mean(0).argmax()].tolist()
     return expected, float(np.mean(single))
+
+
+def _worth(experience: Sequence[Experience]) -> np.ndarray:
+    return np.stack([returns(e) for e in experience]).clip(-CLIP, CLIP)
 
 
 def returns(e: Experience) -> np.ndarray:
@@ -133,27 +146,40 @@ def _oracle(e: Experience) -> float:
     return 100 * float(np.mean([last[last[:, a].argmax(), b] - last[0, b] for a, b in halves]))
 
 
+def plans_for(seen: np.ndarray, experience: Sequence[Experience], margin: float, seed: int = 0) -> np.ndarray:
+    """Return the plan that all of the experience recommends for first signals, `[n, signals]` -> int64 `[n]`."""
+    expected = _forest(np.stack([first_signals(e) for e in experience]), _worth(experience), seed).predict(seen)
+    return np.where(expected.max(1) > margin, expected.argmax(1), 0)
+
+
 def distil(
     experience: Sequence[Experience],
-    choice: Choice,
+    glances: Tensor,
+    margin: float,
     start: ControlSettings,
     *,
     hidden: Sequence[int] = (64, 64),
     smoothing: float = 0.07,
     seed: int = 0,
 ) -> NetworkPolicy:
-    """Return an actor that clones the chosen plans.
+    """Return an actor that clones the plans which the experience recommends.
 
     Args:
         experience: Of training tasks.
-        choice: A plan for each of them.
+        glances: First signals of further ones, `[tasks, signals]`.
+        margin: Points that a plan has to promise.
         start: The knobs that a run starts with: those that the experience started with.
         hidden: Units of the actor's hidden layers.
         smoothing: Probability that is spread over the sub-actions that were not taken.
-        seed: Of the first weights.
+        seed: Of the trees and the first weights.
     """
     mean, std = statistics(experience)
-    runs = [cloned(e, int(plan)) for e, plan in zip(experience, choice.plans, strict=True)]
+    looked_at = np.concatenate([np.stack([first_signals(e) for e in experience]), glances.numpy()])
+    plans = plans_for(looked_at, experience, margin, seed).tolist()
+    played, glanced = plans[: len(experience)], plans[len(experience) :]
+    runs = [cloned(e, plan) for e, plan in zip(experience, played, strict=True)]
+    # What a plan does first does not depend on how many decisions follow.
+    runs += [(seen[None], CHOICES[plan].actions(2)[:1]) for seen, plan in zip(glances, glanced, strict=True)]
     states = (torch.cat([seen for seen, _ in runs]) - mean) / std
     actions = torch.cat([done for _, done in runs])
     with torch.random.fork_rng(devices=[]):
@@ -190,9 +216,9 @@ def distilled(
         seed: Of the trees and the first weights.
 
     Raises:
-        InputError: If the experience was made with another start than today's tuned default.
+        InputError: If the experience was made with another start than today's tuned default, or with other plans.
     """
-    experience = read_experience(folder)
+    experience, glances = read_experience(folder), read_glances(folder)
     start = tuned_default()
     for e in experience:
         if e.facts["settings"] != asdict(start):
@@ -200,9 +226,15 @@ def distilled(
                 f"{folder}: task {e.facts['name']} was played from other settings: expected today's tuned default; "
                 "collect it again"
             )
+        if len(e.actions) != len(PLANS):
+            raise InputError(
+                f"{folder}: task {e.facts['name']} was played under {len(e.actions)} plans: expected today's "
+                f"{len(PLANS)}; collect it again"
+            )
     choice = choose_plans(experience, seed)
     facts = {
         "tasks": len(experience),
+        "glances": len(glances),
         "runs": sum(len(e.actions) for e in experience),
         "steps": sum(len(e.actions) * int(e.facts["budget"]) for e in experience),
         "margin": choice.margin,
@@ -211,12 +243,8 @@ def distilled(
         "gain_of_the_best_single_plan": choice.single,
         "gain_of_the_best_plan_per_task": choice.oracle,
     }
-    return distil(experience, choice, start, hidden=hidden, smoothing=1 - keep, seed=seed), facts
-
-
-def read_experience(folder: Path) -> list[Experience]:
-    """Read all tasks of a folder, in the order of their names."""
-    return [Experience.load(path) for path in sorted(folder.glob("*.safetensors"))]
+    actor = distil(experience, glances, choice.margin, start, hidden=hidden, smoothing=1 - keep, seed=seed)
+    return actor, facts
 
 
 def statistics(experience: Sequence[Experience]) -> tuple[Tensor, Tensor]:

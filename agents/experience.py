@@ -1,10 +1,14 @@
-"""Experience to learn from before PPO: training tasks played under every plan of the portfolio.
+"""Experience to learn from before PPO: training tasks played under every plan of the portfolio, and glances at more.
 
 All lanes of a fleet play one task with one seed, so that what differs between them is the actions alone. Lane i follows
 plan i; lane 0 keeps everything, which is the tuned default. None stops: what stopping would have given is in the
 accuracies.
 
-A task is one safetensors file, written whole or not at all; tasks that are there already are not played again.
+Playing tells what plans are worth, and costs. A glance is the first observation of a task that is not played, a hundred
+times cheaper: what the played tasks have taught is said of it too, and an actor learns from both.
+
+A task, and a bunch of glances, is one safetensors file, written whole or not at all; what is there already is not made
+again.
 """
 
 import functools
@@ -31,13 +35,18 @@ from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
 from lepton_rl.run import AdaptationRun, decisions_of
 from lepton_rl.selection import visible_score
+from lepton_rl.signals import SIGNALS
+from lepton_rl.solo import SoloEngine
 from lepton_rl.stopping import stop_on_signals
 from lepton_rl.task import AdaptationTask
+
+GLANCES = "glances"  # their folder within that of the tasks
+BUNCH = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperienceConfig:
-    """Play training tasks under every plan of the portfolio; a killed collection goes on by the same command."""
+    """Play training tasks under every plan, and glance at more; a killed collection goes on by the same command."""
 
     out: Path = Path("runs/experience")
     """Folder of the tasks' files."""
@@ -51,6 +60,8 @@ class ExperienceConfig:
     """Number of the first training task."""
     tasks: int = 200
     """How many training tasks to play."""
+    glances: int = 1000
+    """At how many further training tasks to glance, in bunches of 50."""
     workers: int = 2
     """Processes."""
     device: str = "cpu"
@@ -58,13 +69,27 @@ class ExperienceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that give nothing."""
-        for name, least in (("tasks", 1), ("workers", 1), ("first", 0)):
+        for name, least in (("tasks", 1), ("workers", 1), ("first", 0), ("glances", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)} is out of range: expected {least} or more")
 
     def path(self, index: int) -> Path:
         """Return the file of a task."""
-        return self.out / f"{self.suite}{self.size if self.suite == 'data' else ''}-{index:05d}.safetensors"
+        return self.out / f"{self._name}-{index:05d}.safetensors"
+
+    def glance_path(self, index: int) -> Path:
+        """Return the file of the bunch of glances that begins with a task."""
+        return self.out / GLANCES / f"{self._name}-{index:05d}.safetensors"
+
+    @property
+    def bunches(self) -> range:
+        """The first task of every bunch of glances."""
+        after = self.first + self.tasks
+        return range(after, after + self.glances, BUNCH)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.suite}{self.size if self.suite == 'data' else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +146,7 @@ class Experience:
 
 
 def collect(config: ExperienceConfig) -> list[Path]:
-    """Play the tasks that are missing and return the files of all.
+    """Glance at and play the tasks that are missing, and return the files of all that are played.
 
     Raises:
         Stopped: If SIGTERM or SIGUSR2 came; the tasks that were finished are kept.
@@ -129,27 +154,64 @@ def collect(config: ExperienceConfig) -> list[Path]:
     """
     choice = SuiteChoice(name=config.suite, data=config.data, size=config.size)
     config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / GLANCES).mkdir(exist_ok=True)
     wanted = range(config.first, config.first + config.tasks)
-    missing = [index for index in wanted if not config.path(index).is_file()]
+    missing = [index for index in config.bunches if not config.glance_path(index).is_file()]
+    missing += [index for index in wanted if not config.path(index).is_file()]
     with stop_on_signals() as stop:
         check = functools.partial(stop.check, "the tasks at hand")
         with Crew(config.workers, functools.partial(_player, choice.maker(), config), check) as crew:
             for number, done in enumerate(crew.run(missing), 1):
                 if done.problem is not None:
                     raise RuntimeError(f"training task {done.job} failed: {done.problem}")
-                print(f"{number} of {len(missing)} tasks: {done.value}", file=sys.stderr, flush=True)
+                print(f"{number} of {len(missing)}: {done.value}", file=sys.stderr, flush=True)
     return [config.path(index) for index in wanted]
 
 
 def _player(make_suite: MakeSuite, config: ExperienceConfig) -> Callable[[int], str]:
     suite = make_suite()
 
+    def glance_at_some(first: int) -> str:
+        last = min(first + BUNCH, config.bunches.start + config.glances)
+        seen = [glance(suite.task("train", index), config.device) for index in range(first, last)]
+        write_atomically(config.glance_path(first), save({"observations": torch.stack(seen)}))
+        return f"a glance at {len(seen)} tasks"
+
     def play_one(index: int) -> str:
         experience = play(suite.task("train", index), config.device)
         write_atomically(config.path(index), experience.to_bytes())
         return f"{experience.facts['name']}, best plan {float(experience.returns.max()):+.1f} points"
 
-    return play_one
+    return lambda index: glance_at_some(index) if index in config.bunches else play_one(index)
+
+
+def glance(task: AdaptationTask, device: str = "cpu") -> Tensor:
+    """Return the first observation of the tuned default's run on a task, `[signals]`; no gradient step is taken."""
+    run = AdaptationRun(SoloEngine(task.visible, device=device))
+    return run.start({0: (task.visible, int(task.facts["seed"]), tuned_default())})[0].float().cpu()
+
+
+def read_experience(folder: Path) -> list[Experience]:
+    """Read all tasks of a folder that were played, in the order of their names."""
+    return [Experience.load(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def read_glances(folder: Path) -> Tensor:
+    """Read the first observations of all tasks of a folder that were glanced at, `[tasks, signals]`.
+
+    Raises:
+        InputError: If a file is another, or damaged.
+    """
+    found = [torch.zeros(0, len(SIGNALS))]
+    for path in sorted((folder / GLANCES).glob("*.safetensors")):
+        try:
+            seen = load(path.read_bytes())["observations"]
+        except (SafetensorError, ValueError, KeyError):
+            seen = torch.zeros(0)
+        if seen.dim() != 2 or seen.shape[1] != len(SIGNALS):
+            raise InputError(f"{str(path)!r} holds no glances: remove it and collect them again")
+        found.append(seen)
+    return torch.cat(found)
 
 
 def _halves(hits: np.ndarray) -> list[float]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import tyro
 
 from lepton_rl.agents.ablation import ablation_table, control_variate
-from lepton_rl.agents.distill import choose_plans, read_experience
+from lepton_rl.agents.distill import choose_plans
+from lepton_rl.agents.experience import read_experience
 from lepton_rl.agents.headroom import headroom_table, plans_table
 from lepton_rl.cli import exit_code
 from lepton_rl.errors import InputError

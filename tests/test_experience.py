@@ -1,6 +1,6 @@
 """Experience and what is distilled from it: plans, full information, choices that did not see their task, clones."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lepton_rl.agents.ablation import ablation_table, control_variate, privileged
-from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, returns, statistics
-from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, play
+from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, plans_for, returns, statistics
+from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, glance, play, read_glances
 from lepton_rl.agents.headroom import headroom, headroom_table, plans_table
 from lepton_rl.agents.plans import PLANS, STOPPED, Plan
 from lepton_rl.agents.ppo import ResumablePPO, actor, start_from
@@ -84,12 +84,21 @@ def test_all_lanes_play_the_same_task_each_under_its_plan(suite):
 
 def test_a_collection_goes_on_where_it_was(tmp_path, monkeypatch, suite, capsys):
     monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
-    config = ExperienceConfig(out=tmp_path, tasks=2, workers=1)
+    config = ExperienceConfig(out=tmp_path, tasks=2, glances=3, workers=1)
     paths = collect(config)
     first = [path.read_bytes() for path in paths]
+    assert torch.equal(read_glances(tmp_path)[1], glance(suite.task("train", 3)))
     paths[1].unlink()
     assert [path.read_bytes() for path in collect(config)] == first
-    assert capsys.readouterr().err.count("1 of 1 tasks") == 1
+    assert capsys.readouterr().err.count("1 of 1: ") == 1
+    config.glance_path(2).write_bytes(b"nothing")
+    with pytest.raises(InputError, match="holds no glances: remove it"):
+        read_glances(tmp_path)
+
+
+def test_a_glance_is_what_a_player_sees_first(suite):
+    task = suite.task("train", 1)
+    assert torch.allclose(glance(task), play(task).observations[0, 0], atol=1e-4)
 
 
 def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
@@ -169,7 +178,7 @@ def test_accidents_count_no_more_than_the_limit():
 
 
 def test_the_clone_does_what_was_chosen_and_fits_into_ppo(experience):
-    policy = distil(experience, choose_plans(experience), tuned_default(), hidden=(16, 16), seed=1)
+    policy = distil(experience, torch.zeros(0, len(SIGNAL_NAMES)), 0.5, tuned_default(), hidden=(16, 16), seed=1)
     fresh = np.random.default_rng(9)
     for few, plan in ((True, 1), (False, 0)):
         states = made_up(few, fresh).observations[plan, :-1]
@@ -186,6 +195,21 @@ def test_the_clone_does_what_was_chosen_and_fits_into_ppo(experience):
     assert torch.equal(back.logits(states), policy.logits(states))
 
 
+def test_glances_are_told_what_the_played_tasks_taught(experience):
+    """A signal that only tells tasks of the experience apart says nothing of the plans: glances teach that."""
+    fresh = np.random.default_rng(5)
+    more = [made_up(few=i % 2 == 0, rng=fresh) for i in range(400)]
+    glances = torch.stack([e.observations[0, 0] for e in more])
+    assert (plans_for(glances.numpy(), experience, 0.5) == [1, 0] * 200).all()
+    right = []
+    for seen in (glances[:0], glances):
+        policy = distil(experience[:12], seen, 0.5, tuned_default(), hidden=(16, 16), seed=1)
+        states = torch.stack([made_up(few=True, rng=fresh).observations[0, 0] for _ in range(200)])
+        taken = policy.act(states, torch.zeros(200), torch.zeros(200))
+        right.append(float((taken == PLANS[1].actions(8)[0]).all(1).float().mean()))
+    assert right[1] > max(0.95, right[0])
+
+
 def test_statistics_are_those_of_all_observations(experience):
     mean, std = statistics(experience)
     assert mean[HAS_LABELS] == pytest.approx(0.5)
@@ -197,6 +221,13 @@ def test_experience_of_another_default_is_refused(tmp_path, experience):
     e.facts["settings"]["learning_rate"] = 0.02
     (tmp_path / "a.safetensors").write_bytes(e.to_bytes())
     with pytest.raises(InputError, match="was played from other settings"):
+        distilled(tmp_path, hidden=(8,), keep=0.9, seed=0)
+
+
+def test_experience_of_other_plans_is_refused(tmp_path, experience):
+    short = replace(experience[0], actions=experience[0].actions[:3])
+    (tmp_path / "a.safetensors").write_bytes(short.to_bytes())
+    with pytest.raises(InputError, match=f"was played under 3 plans: expected today's {len(PLANS)}"):
         distilled(tmp_path, hidden=(8,), keep=0.9, seed=0)
 
 
