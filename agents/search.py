@@ -1,4 +1,4 @@
-"""Search over training tasks for what is played without feedback: the tuned default, one per regime, a schedule.
+"""Search over training tasks for what is played without feedback: the tuned default and a schedule.
 
 They are what policies start from and the opponents in every benchmark, so they get an honest search: Optuna's TPE
 over the policy's own knobs, on training tasks only, paid by `target_eval` as policies are. Poor trials stop after a
@@ -10,10 +10,9 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import optuna
 
@@ -29,10 +28,9 @@ from lepton_rl.errors import InputError
 from lepton_rl.lock import beside, locked
 from lepton_rl.run import DECISIONS
 from lepton_rl.stopping import StopRequest, stop_on_signals
-from lepton_rl.suite import Suite
-from lepton_rl.task import REGIMES, Regime
+from lepton_rl.task import Regime
 
-DEFAULT, PER_REGIME, SCHEDULE = "tuned-default", "tuned-default-per-regime", "tuned-schedule"
+DEFAULT, SCHEDULE = "tuned-default", "tuned-schedule"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class SearchConfig:
     tasks: int = 36
     """Training tasks that a trial is judged by."""
     trials: int = 48
-    """Trials, for each regime where there are several searches; poor ones stop after a third of the tasks."""
+    """Trials; poor ones stop after a third of the tasks."""
     workers: int = 2
     """Processes; what is found does not depend on it."""
     seed: int = 0
@@ -76,7 +74,7 @@ def search(config: SearchConfig, what: str, make_suite: MakeSuite | None = None)
 
     Args:
         config: Where and how long.
-        what: `tuned-default`, `tuned-default-per-regime` or `tuned-schedule`.
+        what: `tuned-default` or `tuned-schedule`.
         make_suite: Makes the suite instead of the one that is named; worker processes import it.
 
     Raises:
@@ -90,14 +88,13 @@ def search(config: SearchConfig, what: str, make_suite: MakeSuite | None = None)
     out = config.out or _package_file(what)
     with locked(beside(out), out), stop_on_signals() as stop:
         trials = out.with_name(out.name + ".trials") / _mark(config, what)
-        searches = [Search(part, config.seed, trials) for part in _parts(config, what, make_suite())]
-        with Crew(config.workers, functools.partial(player, make_suite), _leave(stop, searches)) as crew:
-            # The parts take turns: one that was killed has found something for every regime.
-            for one in _turns(searches, config.trials):
+        one = Search(_part(config, what), config.seed, trials)
+        with Crew(config.workers, functools.partial(player, make_suite), _leave(stop, one)) as crew:
+            while one.done < config.trials:
                 said = one.trial(crew)
-                write_found(out, _found(config, what, searches))
+                write_found(out, _found(config, what, one))
                 print(f"{said}, best {one.best()['mean_accuracy']:.4f}", flush=True)
-    found = _found(config, what, searches)
+    found = _found(config, what, one)
     write_found(out, found)
     return found
 
@@ -118,46 +115,24 @@ def write_found(path: Path, found: Found) -> None:
     write_atomically(path, (json.dumps(found, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _parts(config: SearchConfig, what: str, suite: Suite) -> list[Part]:
-    own: tuple[tuple[int, Regime | None], ...] = tuple((index, None) for index in range(config.tasks))
+def _part(config: SearchConfig, what: str) -> Part:
+    tasks: tuple[tuple[int, Regime | None], ...] = tuple((index, None) for index in range(config.tasks))
     if what == DEFAULT:
-        return [Part(name=what, space=Space(), tasks=own, guesses=tuple(first_guesses()))]
+        return Part(name=what, space=Space(), tasks=tasks, guesses=tuple(first_guesses()))
     guesses = (tuned_default(), *first_guesses())
-    if what == SCHEDULE:
-        return [Part(name=what, space=Space(decisions=DECISIONS), tasks=own, guesses=guesses)]
-    parts = []
-    for regime, source_free in itertools.product(REGIMES, (False, True)):
-        tasks = tuple((i, regime) for i in itertools.islice(_indices(suite, regime, source_free), config.tasks))
-        name = regime + (", source-free" if source_free else "")
-        parts.append(Part(name=name, space=Space(source_free=source_free), tasks=tasks, guesses=guesses))
-    return parts
+    return Part(name=what, space=Space(decisions=DECISIONS), tasks=tasks, guesses=guesses)
 
 
-def _indices(suite: Suite, regime: Regime, source_free: bool) -> Iterator[int]:
-    """Return the training tasks that are source-free, or are not."""
-    recipe = cast(Any, suite).recipe  # every suite with training tasks draws them from recipes
-    return (i for i in itertools.count() if recipe("train", i, regime).source_free == source_free)
-
-
-def _turns(searches: Sequence[Search], trials: int) -> Iterator[Search]:
-    for number in range(trials):
-        yield from (one for one in searches if one.done == number)
-
-
-def _found(config: SearchConfig, what: str, searches: Sequence[Search]) -> Found:
-    best = {one.part.name: one.best() for one in searches if one.done}
-    if what == PER_REGIME:
-        found: Found = {key: {name: one[key] for name, one in best.items()} for key in ("settings", "mean_accuracy")}
-    else:
-        found = dict(best[what])
+def _found(config: SearchConfig, what: str, one: Search) -> Found:
+    found: Found = dict(one.best())
     if what != SCHEDULE:
         found.pop("actions", None)
     found["search"] = {
         **{key: value for key, value in asdict(config).items() if key not in ("out", "data", "workers")},
-        "finished_trials": sum(one.done for one in searches),
+        "finished_trials": one.done,
         "optuna": optuna.__version__,
         "sampler": SAMPLERS["tpe"].__name__,
-        **{key: round(sum(one.spent(key) for one in searches)) for key in ("games", "steps", "seconds")},
+        **{key: round(one.spent(key)) for key in ("games", "steps", "seconds")},
     }
     return found
 
@@ -169,8 +144,8 @@ def _mark(config: SearchConfig, what: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
-def _leave(stop: StopRequest, searches: Sequence[Search]) -> Callable[[], None]:
-    return lambda: stop.check(f"{sum(one.done for one in searches)} trials")
+def _leave(stop: StopRequest, one: Search) -> Callable[[], None]:
+    return lambda: stop.check(f"{one.done} trials")
 
 
 def _package_file(what: str) -> Path:

@@ -251,7 +251,7 @@ def test_an_arm_without_its_file_says_how_to_make_it(content, tmp_path, monkeypa
     (tmp_path / "defaults").mkdir()
     if content is not None:
         (tmp_path / "defaults" / "tuned-schedule.json").write_text(content)
-    with pytest.raises(InputError, match=r"make it with `python scripts/tune_open_loop\.py tuned-schedule`") as told:
+    with pytest.raises(InputError, match=r"make it with `python scripts/tune_schedule\.py`") as told:
         find_arm("tuned-schedule").check()
     assert "\n" not in str(told.value)
 

@@ -10,19 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import task
 
 from lepton_rl.agents import search as module
-from lepton_rl.agents.arms import found
-from lepton_rl.agents.arms.found import checked_actions, known_beforehand
+from lepton_rl.agents.arms.found import checked_actions
 from lepton_rl.agents.crew import Done
-from lepton_rl.agents.search import DEFAULT, PER_REGIME, SCHEDULE, SearchConfig, search
+from lepton_rl.agents.search import DEFAULT, SCHEDULE, SearchConfig, search
 from lepton_rl.agents.trials import Played
 from lepton_rl.controls import ControlSettings
 from lepton_rl.errors import InputError
-from lepton_rl.objective import NEEDS_SOURCE
 from lepton_rl.stopping import Unfinished
-from lepton_rl.suite import TaskSuite
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,33 +69,7 @@ def test_a_schedule_is_found_and_written_as_the_arm_reads_it(players, tmp_path):
     assert content["search"]["finished_trials"] == 25
 
 
-def test_a_default_per_regime_is_found_on_the_tasks_of_its_kind(players, tmp_path, monkeypatch):
-    out = tmp_path / "found.json"
-    search(SearchConfig(tasks=3, trials=3, out=out), PER_REGIME)
-    settings = json.loads(out.read_text())["settings"]
-    suite = TaskSuite.digits()
-    kinds = set()
-    for game in players.games:
-        recipe = suite.recipe("train", game.index, game.regime)
-        kinds.add(game.regime + ", source-free" * recipe.source_free)
-        if recipe.source_free:
-            assert not any(game.policy.settings.weights[term] for term in NEEDS_SOURCE)
-    assert kinds == set(settings)
-    monkeypatch.setattr(found, "read_found", lambda name: json.loads(out.read_text()))
-    found.PER_REGIME.check()
-    left = {"settings": {name: one for name, one in settings.items() if name != "label-free"}}
-    monkeypatch.setattr(found, "read_found", lambda name: left)
-    with pytest.raises(InputError, match=r"has no settings for 'label-free'.*let the search go on"):
-        found.PER_REGIME.check()
-    monkeypatch.setattr(found, "read_found", lambda name: json.loads(out.read_text()))
-    for labels in (True, False):
-        for source in (True, False):
-            visible = task(1, labels=labels, source=source)
-            assert known_beforehand(visible) in settings
-            assert found.PER_REGIME.policy_for(visible).settings.learning_rate > 0
-
-
-@pytest.mark.parametrize("what", [DEFAULT, PER_REGIME, SCHEDULE])
+@pytest.mark.parametrize("what", [DEFAULT, SCHEDULE])
 def test_a_search_that_fails_keeps_its_best_and_goes_on_to_the_same_end(players, tmp_path, what):
     whole = search(SearchConfig(tasks=3, trials=14, out=tmp_path / "whole.json"), what)
     players.fails_after = len(players.games) + 23

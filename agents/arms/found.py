@@ -23,14 +23,14 @@ def known_beforehand(task: VisibleTask) -> str:
     return task.regime + (", source-free" if task.source_free else "")
 
 
-def read_found(name: str) -> dict[str, Any]:
-    """Read a file of `lepton_rl/defaults`.
+def read_found(name: str, maker: str) -> dict[str, Any]:
+    """Read a file of `lepton_rl/defaults` that a script, the maker, writes.
 
     Raises:
         InputError: If it is missing or damaged.
     """
     path = resources.files("lepton_rl").joinpath(f"defaults/{name}.json")
-    advice = f"make it with `python scripts/tune_open_loop.py {name}`, or leave the arm out"
+    advice = f"make it with `python scripts/{maker}`, or leave the arm out"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -60,11 +60,17 @@ def checked_actions(actions: Any, where: str) -> tuple[tuple[int, ...], ...]:  #
 
 @dataclass(frozen=True, kw_only=True)
 class FoundArm(SingleArm):
-    """One run under what a file says."""
+    """One run under what a file says.
+
+    Attributes:
+        maker: Script that writes the file.
+    """
+
+    maker: str = ""
 
     def check(self) -> None:
         """Read the file, and all that a task may ask of it."""
-        found = read_found(self.name)
+        found = read_found(self.name, self.maker)
         for case in CASES:
             self._policy(found, case)
 
@@ -74,7 +80,7 @@ class FoundArm(SingleArm):
 
     def policy_for(self, task: VisibleTask) -> Policy:
         """Return the policy for a task."""
-        return self._policy(read_found(self.name), known_beforehand(task))
+        return self._policy(read_found(self.name, self.maker), known_beforehand(task))
 
     def _policy(self, found: dict[str, Any], case: str) -> Policy:
         where = f"lepton_rl/defaults/{self.name}.json"
@@ -83,8 +89,8 @@ class FoundArm(SingleArm):
             return SchedulePolicy(actions=actions, settings=_settings(found["settings"]))
         if case not in found["settings"]:
             raise InputError(
-                f"{where} has no settings for {case!r}: expected them for {', '.join(CASES)}; let the search go "
-                f"on with `python scripts/tune_open_loop.py {self.name}`"
+                f"{where} has no settings for {case!r}: expected them for {', '.join(CASES)}; make it again with "
+                f"`python scripts/{self.maker}`"
             )
         return KeepPolicy(settings=_settings(found["settings"][case]))
 
@@ -95,10 +101,12 @@ def _settings(content: Any) -> ControlSettings:  # noqa: ANN401
 
 PER_REGIME = FoundArm(
     name="tuned-default-per-regime",
-    source="the best static setting per what is known beforehand, found by Optuna over the training tasks",
+    source="the best static setting per what is known beforehand, of all plans played on the training tasks",
+    maker="look_up.py",
 )
 SCHEDULE = FoundArm(
     name="tuned-schedule",
     source="the best settings with one later change, found by Optuna over the training tasks",
+    maker="tune_schedule.py",
 )
 ARMS = (PER_REGIME, SCHEDULE)
