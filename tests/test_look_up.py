@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from tiny import task
 from test_experience import made_up
+from tiny import task
 
 from lepton_rl.agents.arms import found
 from lepton_rl.agents.look_up import look_up, moved
