@@ -1,6 +1,6 @@
 """Open-loop arms that were found over the training tasks and are read from files: no feedback, no new search.
 
-`scripts/look_up.py` and `scripts/tune_schedule.py` make the files; without its file an arm says so before any work is done.
+`scripts/look_up.py` and `scripts/tune_schedule.py` make the files; without its file an arm says so before any work.
 """
 
 import json
