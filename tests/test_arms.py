@@ -45,7 +45,7 @@ def found(monkeypatch):
         },
         "tuned-schedule": {"settings": DEFAULT | {"unfrozen_stages": 1}, "actions": [KEEP, slower]},
     }
-    monkeypatch.setattr(found_module, "read_found", files.__getitem__)
+    monkeypatch.setattr(found_module, "read_found", lambda name, maker: files[name])
     return files
 
 
