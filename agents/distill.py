@@ -86,7 +86,7 @@ def choose_plans(
         context: What the choice may look at.
         margins: Points that a plan may have to promise; the best of them is taken.
     """
-    worth = _worth(experience)
+    worth = clipped_returns(experience)
     expected, single = _cross_fitted(np.stack([context(e) for e in experience]), worth, seed)
     best = expected.argmax(1)
     rows = np.arange(len(worth))
@@ -121,7 +121,8 @@ def _cross_fitted(context: np.ndarray, worth: np.ndarray, seed: int) -> tuple[np
     return expected, float(np.mean(single))
 
 
-def _worth(experience: Sequence[Experience]) -> np.ndarray:
+def clipped_returns(experience: Sequence[Experience]) -> np.ndarray:
+    """Return what every choice gave on every task, accidents cut off, `[tasks, choices]`."""
     return np.stack([returns(e) for e in experience]).clip(-CLIP, CLIP)
 
 
@@ -148,7 +149,9 @@ def _oracle(e: Experience) -> float:
 
 def plans_for(seen: np.ndarray, experience: Sequence[Experience], margin: float, seed: int = 0) -> np.ndarray:
     """Return the plan that all of the experience recommends for first signals, `[n, signals]` -> int64 `[n]`."""
-    expected = _forest(np.stack([first_signals(e) for e in experience]), _worth(experience), seed).predict(seen)
+    expected = _forest(np.stack([first_signals(e) for e in experience]), clipped_returns(experience), seed).predict(
+        seen
+    )
     return np.where(expected.max(1) > margin, expected.argmax(1), 0)
 
 

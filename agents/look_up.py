@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from lepton_rl.agents.arms.found import CASES
-from lepton_rl.agents.distill import CLIP
+from lepton_rl.agents.distill import clipped_returns
 from lepton_rl.agents.experience import Experience
 from lepton_rl.agents.plans import PLANS, Plan
 from lepton_rl.controls import LOSS_TERMS, Controls, ControlSettings
@@ -33,7 +32,7 @@ def look_up(experience: Sequence[Experience]) -> dict[str, Any]:
         mine = [e for e in experience if _case(e) == case]
         if not mine:
             raise InputError(f"the experience holds no task that is {case}: expected some; collect more tasks")
-        worth = np.stack([e.returns.numpy() for e in mine]).clip(-CLIP, CLIP)
+        worth = clipped_returns(mine)
         best = max(static, key=lambda number: float(worth[:, number].mean()))
         start = ControlSettings(**mine[0].facts["settings"])
         settings[case] = asdict(moved(start, PLANS[best]))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import tyro
 
-from lepton_rl.agents.ablation import ablation_table, control_variate
+from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate
 from lepton_rl.agents.distill import choose_plans
-from lepton_rl.agents.experience import read_experience
+from lepton_rl.agents.experience import read_experience, read_glances
 from lepton_rl.agents.headroom import headroom_table, plans_table
 from lepton_rl.cli import exit_code
 from lepton_rl.errors import InputError
@@ -34,6 +34,7 @@ def _headroom() -> int:
     print(f"one plan for all tasks, chosen on other tasks: {choice.single:+.2f} points above the tuned default")
     print(f"a plan by the first signals, chosen on other tasks: {choice.gain:+.2f} ± {choice.standard_error:.2f}")
     print("\n" + ablation_table(experience, arguments.seeds), end="\n\n")
+    print(cloning_table(experience, read_glances(arguments.experience), arguments.seeds), end="\n\n")
     raw, paid = control_variate(experience)
     print(f"standard deviation of a run's return: {raw:.2f} points; less the tuned default's run: {paid:.2f}")
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lepton_rl.agents.ablation import ablation_table, control_variate, privileged
+from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, privileged
 from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, plans_for, returns, statistics
 from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, glance, play, read_glances
 from lepton_rl.agents.headroom import headroom, headroom_table, plans_table
@@ -119,6 +119,18 @@ def test_an_ablation_tells_what_the_choice_rests_on(experience):
     assert blind < 1.0, "labels are the only thing that tells here"
     assert "+2.00" in rows["privileged facts as well"]
     assert rows["half of the tasks"].endswith("|  |")
+
+
+def test_cloning_is_judged_on_tasks_that_nobody_saw(experience):
+    fresh = np.random.default_rng(5)
+    glances = torch.stack([made_up(few=i % 2 == 0, rng=fresh).observations[0, 0] for i in range(200)])
+    rows = {row.split(" | ")[0][2:]: row for row in cloning_table(experience, glances, seeds=1).splitlines()}
+    forest, without, with_them = (
+        float(rows[name].split(" | ")[1])
+        for name in ("the forest", "an actor without glances", "an actor with glances")
+    )
+    assert forest == pytest.approx(2.0, abs=0.01)
+    assert without < with_them <= forest
 
 
 def test_privileged_facts_are_told_apart(experience):
