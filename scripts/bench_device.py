@@ -121,7 +121,7 @@ def memory_of_a_lane(engine: FleetEngine, step: Work) -> dict[str, int]:
 
 
 class TrainingClock:
-    """Adds up the wall time of inner training while it is entered."""
+    """Adds up the time of inner training while it is entered, by the device's `clock`."""
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds = device, 0.0
@@ -131,9 +131,9 @@ class TrainingClock:
         self.plain = Engine.train
 
         def measured(engine: Engine, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
-            began = self.now()
+            began = clock(self.device)
             stats = self.plain(engine, *arguments, **named)
-            self.seconds += self.now() - began
+            self.seconds += clock(self.device) - began
             return stats
 
         Engine.train = measured  # type: ignore[method-assign]
@@ -143,17 +143,11 @@ class TrainingClock:
         """Leave engines as they were."""
         Engine.train = self.plain  # type: ignore[method-assign]
 
-    def now(self) -> float:
-        """Return wall time after the device has caught up."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
 
 def collecting(device: str, lanes: int, decisions: int = 8) -> dict[str, float]:
-    """Let SB3's PPO collect from the fleet, and return the share of wall time that is not inner training.
+    """Let SB3's PPO collect from the fleet, and return the share of the time that is not inner training.
 
-    The first rollout, in which networks are pretrained and the default's runs are played, is not counted.
+    The first rollout, in which networks are pretrained, is not counted. The default's own runs are inner training too.
     """
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -162,6 +156,8 @@ def collecting(device: str, lanes: int, decisions: int = 8) -> dict[str, float]:
     from lepton_rl.envs import FineTuneVectorEnv
 
     class Silent(BaseCallback):
+        """SB3 collects under a callback only; this one does nothing."""
+
         def _on_step(self) -> bool:
             return True
 
@@ -171,9 +167,9 @@ def collecting(device: str, lanes: int, decisions: int = 8) -> dict[str, float]:
     shares, rates = [], []
     for rollout in range(3):
         with TrainingClock(device) as training:
-            began = training.now()
+            began = clock(device)
             model.collect_rollouts(model.env, callback, model.rollout_buffer, decisions)
-            whole = training.now() - began
+            whole = clock(device) - began
         if rollout:
             shares.append(1 - training.seconds / whole)
             rates.append(lanes * decisions / whole)

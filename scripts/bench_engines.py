@@ -11,19 +11,22 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
 from bench_device import collecting, distance, memory_of_a_lane, timed, where_the_time_goes
 from torch.nn import functional as F
 
+import lepton_rl.envs  # noqa: F401 - registers the environments
 from lepton_rl.choice import choose_engine, lane_steps_per_second
-from lepton_rl.controls import LOSS_TERMS, Controls, ControlSettings
+from lepton_rl.controls import KEEP, LOSS_TERMS, Controls, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
 from lepton_rl.fleet import FleetEngine
@@ -31,8 +34,13 @@ from lepton_rl.losses import conditional_entropy, coral, diversity, mmd, pseudo_
 from lepton_rl.models import build_model
 from lepton_rl.policy import KeepPolicy
 from lepton_rl.rollout import rollout
+from lepton_rl.run import decisions_of
 from lepton_rl.solo import SoloEngine
+from lepton_rl.suite import BUDGETS
 from lepton_rl.task import VisibleTask
+
+MANY = 256  # lanes above which a CPU is measured once
+Part = Literal["fleet", "choice", "solo", "prefix", "env", "linearity", "device"]
 
 # Fixed, so that figures of different versions compare, and such that `plain_loop` can be written in a few lines.
 SETTINGS = ControlSettings(
@@ -49,12 +57,16 @@ class BenchConfig:
     """Print one JSON object instead of lines."""
     quick: bool = False
     """Fewer sizes, lanes and repeats: about four minutes on two idle cores."""
+    only: tuple[Part, ...] = ()
+    """Measure these parts; all when left out."""
+    architectures: tuple[str, ...] = ()
+    """Networks; vgg and resnet when left out, with --quick vgg alone."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto` = CUDA where there is one."""
     width: int = 16
     """Channels of the networks' first stage."""
     seconds: float = 3.0
-    """Length of each measurement with worker processes."""
+    """Length of each measurement with worker processes, in processor time."""
     tf32: bool = False
     """Allow TF32 matrix products and convolutions on CUDA."""
 
@@ -143,25 +155,17 @@ def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[
     """Measure lane-steps per second for growing N against one-after-the-other training on the same device."""
     say(f"fleet {architecture} {side}x{side}")
     task, device = make_task(side, architecture, config.width), config.place
-    counts = [1, 4, 16] if config.quick else [1, 4, 16, 64, 256]
-    if side == 8 and not config.quick:
-        counts += [1024, 2048]
-    if device == "cuda":
-        counts = [2**k for k in range(0, 12, 3 if config.quick else 1)]
-        if 2048 not in counts:
-            counts.append(2048)
     solo = window(loaded(SoloEngine(task, device=device), task), 8)
     timed(solo, device)
     rows: list[dict[str, Any]] = []
-    for lanes in counts:
+    for lanes in lane_counts(config, side):
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
             fleet = window(loaded(FleetEngine(task, lanes, device=device), task), max(2, 16 // lanes))
-            pairs = [
-                (timed(solo, device) / 8, timed(fleet, device) / max(2, 16 // lanes)) for _ in range(config.repeats + 1)
-            ]
+            repeats = config.repeats if device == "cuda" or lanes <= MANY else 1
+            pairs = [(timed(solo, device) / 8, timed(fleet, device) / max(2, 16 // lanes)) for _ in range(repeats + 1)]
         except torch.OutOfMemoryError:
             break
         alone, together = median(p[0] for p in pairs[1:]), median(p[1] for p in pairs[1:])
@@ -171,6 +175,15 @@ def fleet_speed(config: BenchConfig, side: int, architecture: str) -> list[dict[
         )
         rows[-1] |= {"side": side, "architecture": architecture, "bytes": memory(device)}
     return rows
+
+
+def lane_counts(config: BenchConfig, side: int) -> list[int]:
+    """Return the numbers of lanes to measure."""
+    if config.place == "cuda":
+        return sorted({2**k for k in range(0, 12, 3 if config.quick else 1)} | {2048})
+    if config.quick or side > 8:
+        return [1, 4, 16]
+    return [1, 4, 16, 64, 256, 2048]
 
 
 def say(what: str) -> None:
@@ -233,14 +246,42 @@ def linearity(config: BenchConfig) -> dict[str, Any]:
     }
 
 
+def in_vain(lanes: int, decisions: int = 2000) -> dict[str, float]:
+    """Play the windows of lanes with the suite's budgets, and count the lane-steps of lanes that are done.
+
+    Returns:
+        Their share if all lanes were computed to the end of the longest window, and if a fleet is halved in time.
+    """
+    rng = np.random.default_rng(0)
+    played: list[Iterator[int]] = [iter(()) for _ in range(lanes)]
+    useful = whole = halved = 0
+    for _ in range(decisions):
+        steps = []
+        for lane in range(lanes):
+            length = next(played[lane], None)
+            if length is None:
+                budget = int(rng.choice(BUDGETS))
+                n = decisions_of(budget)
+                played[lane] = iter([budget * (d + 1) // n - budget * d // n for d in range(n)])
+                length = next(played[lane])
+            steps.append(length)
+        useful, whole = useful + sum(steps), whole + lanes * max(steps)
+        for first, last in pairwise([0, *sorted(set(steps))]):
+            going, size = sum(n > first for n in steps), lanes
+            while size // 2 >= going:
+                size //= 2
+            halved += size * (last - first)
+    return {"to_the_end": 1 - useful / whole, "halved": 1 - useful / halved}
+
+
 # ----- worker processes against one, on a CPU
 
 
 def rate_of(engine: Engine, threads: int, seconds: float) -> float:
     """Return lane-steps per second of an engine over some time, on windows of different lengths."""
     lane_steps_per_second(engine, threads)
-    began, rates = time.perf_counter(), []
-    while time.perf_counter() - began < seconds:
+    began, rates = time.process_time(), []
+    while time.process_time() - began < seconds * threads:
         rates.append(lane_steps_per_second(engine, threads))
     return len(rates) / sum(1 / rate for rate in rates)
 
@@ -328,57 +369,56 @@ def frozen_prefix(config: BenchConfig, side: int, architecture: str) -> dict[str
     }
 
 
-def env_steps(config: BenchConfig) -> float | None:
-    """Return environment steps per second of the registered vector environment, or None where it is missing."""
+def env_steps(config: BenchConfig) -> float:
+    """Return environment steps per second of the registered vector environment."""
     say("environment")
-    try:
-        import gymnasium
-
-        import lepton_rl.envs  # noqa: F401 - registers the environments
-    except ImportError:
-        return None
     envs = gymnasium.make_vec("lepton_rl/FineTune-v0", num_envs=6, vectorization_mode="vector_entry_point")
     envs.reset(seed=0)
-    envs.action_space.seed(0)
-    keep = np.tile(np.array([1, 2, *[2] * 7, 0, 1, 0]), (6, 1))
-    rates = []
-    for _ in range(4 if config.quick else 12):
-        began = time.perf_counter()
-        envs.step(keep)
-        rates.append(6 / (time.perf_counter() - began))
+    keep = np.tile(np.array(KEEP), (6, 1))
+    # The mean, as windows have different lengths and some lanes start anew.
+    seconds = [timed(lambda: envs.step(keep), config.place) for _ in range(4 if config.quick else 16)]
     envs.close()
-    return median(rates)
+    return 6 * len(seconds) / sum(seconds)
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure everything."""
+    """Measure everything, or the parts that were asked for; what was not measured is None."""
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    sides, kinds = ((8, 28), ("vgg",)) if config.quick else ((8, 28), ("vgg", "resnet"))
-    fleets = [row for side in sides for kind in kinds for row in fleet_speed(config, side, kind)]
-    best = max(fleets, key=lambda row: float(row["speedup"]))
-    choices = [cpu_choice(config, side) for side in (8, 16, 28)] if config.place == "cpu" else []
-    overheads = {f"{k}-{s}": solo_overhead(config, s, k) for s in sides for k in kinds}
-    prefixes = {f"{k}-28": frozen_prefix(config, 28, k) for k in kinds}
+    sides, kinds = (8, 28), config.architectures or (("vgg",) if config.quick else ("vgg", "resnet"))
+    asked = [part for part in get_args(Part) if not config.only or part in config.only]
+    details: dict[str, Any] = {"torch": torch.__version__}
+    rows: list[dict[str, Any]] = []
+    if "fleet" in asked:
+        rows = details["fleet"] = [row for side in sides for kind in kinds for row in fleet_speed(config, side, kind)]
+    best = max(rows, key=lambda row: float(row["speedup"]), default={"speedup": None, "lanes": None})
+    lanes = best["lanes"] or 16
+    if "choice" in asked and config.place == "cpu":
+        details["cpu_choice"] = [cpu_choice(config, side) for side in (8, 16, 28)]
+    if "solo" in asked:
+        details["solo_overhead"] = {f"{k}-{s}": solo_overhead(config, s, k) for s in sides for k in kinds}
+    if "prefix" in asked:
+        details["frozen_prefix"] = {f"{k}-28": frozen_prefix(config, 28, k) for k in kinds}
+    if "env" in asked:
+        details["env_steps_per_second"] = env_steps(config)
+    if "linearity" in asked:
+        details["linearity"] = linearity(config)
+        details["in_vain"] = {lanes: in_vain(lanes) for lanes in (8, 16, 512)}
+    if "device" in asked:
+        details["device"] = device_use(config, lanes)
+        details["recorded_speedup"] = recorded_speedup(config, lanes)
     return {
         "fleet_speedup": best["speedup"],
         "fleet_best_lanes": best["lanes"],
-        "cpu_choice_ratio": min((row["ratio"] for row in choices), default=None),
-        "solo_overhead": max(overheads.values()),
-        "frozen_prefix_speedup": min(row["window"] for row in prefixes.values()),
-        "env_steps_per_second": env_steps(config),
+        "cpu_choice_ratio": min((row["ratio"] for row in details.get("cpu_choice", ())), default=None),
+        "solo_overhead": max(details.get("solo_overhead", {}).values(), default=None),
+        "frozen_prefix_speedup": min(
+            (row["window"] for row in details.get("frozen_prefix", {}).values()), default=None
+        ),
+        "env_steps_per_second": details.get("env_steps_per_second"),
         "peak_memory_bytes": memory(config.place),
         "device": torch.cuda.get_device_name() if config.place == "cuda" else "cpu",
-        "details": {
-            "fleet": fleets,
-            "cpu_choice": choices,
-            "solo_overhead": overheads,
-            "frozen_prefix": prefixes,
-            "linearity": linearity(config),
-            "device": device_use(config, int(best["lanes"])),
-            "recorded_speedup": recorded_speedup(config, int(best["lanes"])),
-            "torch": torch.__version__,
-        },
+        "details": details,
     }
 
 
