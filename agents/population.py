@@ -70,7 +70,7 @@ class Member:
         self.run.adopt(0, other.run.checkpoint(0))
         self.candidates = list(other.candidates)
         self.settings = settings
-        self.run.controls = self.run.controls.put(0, settings)
+        self.run.controls = self.run.controls.put({0: settings})
 
     def finish(self, seconds: float) -> RunResult:
         """Let the guard choose, as in every run."""

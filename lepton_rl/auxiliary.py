@@ -3,7 +3,6 @@
 Both are stacked over lanes, take features of any network, and never leave with the adapted model.
 """
 
-import copy
 import math
 
 import torch
@@ -33,26 +32,18 @@ class AuxiliaryHeads:
         self.flat = torch.zeros(lanes, n, device=device, dtype=dtype, requires_grad=True)
         self.optimizer = LaneAdam(self.flat)
 
-    def some(self, lanes: Tensor) -> "AuxiliaryHeads":
-        """Return the heads of some lanes, int64 `[n]`, as copies."""
-        few = copy.copy(self)
-        few.flat = self.flat.detach()[lanes].requires_grad_(True)
-        few.optimizer = self.optimizer.some(lanes, few.flat)
-        return few
-
     @torch.no_grad()
-    def reset(self, lane: int, seed: int) -> None:
-        """Draw a lane's discriminator from its seed; the rotation head starts at zero."""
-        seeds = torch.tensor([seed], device=self.flat.device)
-        counters = torch.zeros(1, 1, dtype=torch.int64, device=self.flat.device)
-        draws = streams.uniform(seeds, streams.INIT, counters, self.flat.shape[1])[0, 0]
+    def reset(self, lanes: Tensor, seeds: Tensor) -> None:
+        """Draw the discriminators of lanes from their seeds, both int64 `[n]`; the rotation heads start at zero."""
+        counters = torch.zeros(len(seeds), 1, dtype=torch.int64, device=self.flat.device)
+        draws = streams.uniform(seeds, streams.INIT, counters, self.flat.shape[1])[:, 0]
         first, second = (self.width + 1) * HIDDEN, (self.width + 1) * HIDDEN + HIDDEN
-        bound = torch.zeros_like(draws)
+        bound = torch.zeros_like(draws[0])
         bound[: self.width * HIDDEN] = 1 / math.sqrt(self.width)
         bound[first:second] = 1 / math.sqrt(HIDDEN)
-        self.flat[lane] = ((2 * draws - 1) * bound).to(self.flat.dtype)
+        self.flat[lanes] = ((2 * draws - 1) * bound).to(self.flat.dtype)
         mask = torch.zeros(self.flat.shape[0], dtype=torch.bool, device=self.flat.device)
-        mask[lane] = True
+        mask[lanes] = True
         self.optimizer.forget(mask)
 
     def _parts(self) -> tuple[Tensor, ...]:

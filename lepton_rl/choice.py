@@ -32,7 +32,8 @@ class Choice:
     Attributes:
         kind: `workers` (one-lane engines in worker processes), `worker-fleets` (fleets in worker processes) or `fleet`
             (fleets in this process).
-        rates: Lane-steps per second of each kind, of all processes together; empty where nothing was measured.
+        rates: Lane-steps per second of each kind on free cores, of all processes together; empty where nothing was
+            measured.
     """
 
     kind: Kind
@@ -50,7 +51,7 @@ def choose_engine(
 ) -> Choice:
     """Measure all kinds for a moment and return the fastest one.
 
-    The measurement takes about a second. All kinds compute the same runs, up to rounding.
+    The measurement takes some seconds, more on large images. All kinds compute the same runs, up to rounding.
 
     Args:
         task: Like those that the lanes will have.
@@ -90,19 +91,22 @@ def choose_engine(
 
 
 def windows(lanes: int, shortest: int = STEPS) -> list[int]:
-    """Return windows as lanes have them whose budgets differ: each twice as long as the one before, four in turn."""
-    return [shortest * 2 ** (lane % 4) for lane in range(lanes)]
+    """Return windows as lanes have them whose budgets differ: 4, 8, 1 and 2 times the shortest, in turn."""
+    return [shortest * 2 ** ((lane + 2) % 4) for lane in range(lanes)]
 
 
 def lane_steps_per_second(engine: Engine, threads: int, shortest: int = STEPS) -> float:
-    """Train one window of every lane, and return what was done per second of wall time."""
+    """Train one window of every lane, and return what is done per second when the cores are free.
+
+    Processor time is measured, shared out over the threads: other processes disturb it least.
+    """
     controls = Controls.start([tuned_default()] * engine.lanes, engine.device)
     steps = windows(engine.lanes, shortest)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         engine.train(controls, steps)
-        return sum(steps) / (time.perf_counter() - began)
+        return sum(steps) * threads / (time.process_time() - began)
     finally:
         torch.set_num_threads(before)

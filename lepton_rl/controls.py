@@ -5,6 +5,7 @@ Every sub-action is relative and its middle means *keep*, so that keeping everyt
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 
@@ -112,10 +113,10 @@ class Controls:
             augmentation=torch.tensor([s.augmentation for s in settings], dtype=torch.float64, device=device),
         )
 
-    def put(self, lane: int, settings: ControlSettings) -> "Controls":
-        """Return controls in which one lane starts anew; the other lanes stay as they are."""
-        fresh = Controls.start([settings], self.learning_rate.device)
-        index = torch.tensor([lane], device=self.learning_rate.device)
+    def put(self, settings: Mapping[int, ControlSettings]) -> "Controls":
+        """Return controls in which some lanes start anew; the other lanes stay as they are."""
+        fresh = Controls.start(list(settings.values()), self.learning_rate.device)
+        index = torch.tensor(list(settings), device=self.learning_rate.device)
         return Controls(
             learning_rate=self.learning_rate.index_copy(0, index, fresh.learning_rate),
             unfrozen_stages=self.unfrozen_stages.index_copy(0, index, fresh.unfrozen_stages),

@@ -7,8 +7,9 @@ arbitrary `nn.Module` and N stacked networks (the forward pass, the weights, the
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,32 +18,20 @@ from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.controls import Controls
 from lepton_rl.domain import Domain
 from lepton_rl.normalisation import Part, Side
-from lepton_rl.objective import TERMS, Outputs
-from lepton_rl.pool import ImagePool
+from lepton_rl.objective import TERMS
+from lepton_rl.pool import ImagePool, Segment
 from lepton_rl.stages import N_GROUPS
 from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
+from lepton_rl.views import Views, look
 from lepton_rl.window import Lanes, TrainStats, Window
 
-__all__ = ["ABSENT_CLASS", "CHUNK", "VIEW", "Engine", "Side", "TrainStats", "Views"]
+__all__ = ["ABSENT_CLASS", "CHUNK", "Engine", "Side", "TrainStats"]
 
-VIEW = 128  # images of each domain that the signals look at
 CHUNK = 256  # images per forward pass outside of training
 ABSENT_CLASS = -1e4  # logit of classes that a lane does not have
 
 SETS = ("source_train", "source_val", "target_support", "target_probe", "target_unlabelled")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """What the network says about the visible splits, in evaluation mode.
-
-    Absent splits have labels of -1 only; their outputs mean nothing and are not to be used.
-    """
-
-    source: Outputs
-    probe: Outputs
-    target: Outputs
 
 
 class Engine(ABC):
@@ -84,8 +73,8 @@ class Engine(ABC):
     # ----- what an engine has to bring
 
     @abstractmethod
-    def _load_network(self, lane: int, task: VisibleTask) -> None:
-        """Give a lane the task's pretrained weights and an empty optimizer."""
+    def _load_networks(self, tasks: Mapping[int, VisibleTask]) -> None:
+        """Give lanes the pretrained weights of their tasks and empty optimizers."""
 
     @abstractmethod
     def _forward(self, images: Tensor, parts: tuple[Part, ...], live: bool) -> tuple[Tensor, Tensor]:
@@ -112,6 +101,10 @@ class Engine(ABC):
     @abstractmethod
     def snapshot(self, lane: int) -> dict[str, Tensor]:
         """Copy a lane's weights and normalisation statistics."""
+
+    def snapshots(self) -> list[dict[str, Tensor]]:
+        """Copy the weights and statistics of all lanes at once; not to be changed."""
+        return [self.snapshot(lane) for lane in range(self.lanes)]
 
     @abstractmethod
     def restore(self, lane: int, weights: dict[str, Tensor]) -> None:
@@ -140,40 +133,51 @@ class Engine(ABC):
     # ----- lanes
 
     def load(self, lane: int, task: VisibleTask, seed: int) -> None:
-        """Start a lane on a task: pretrained weights, empty optimizer, its own random stream.
+        """Start one lane, as `load_lanes`."""
+        self.load_lanes({lane: (task, seed)})
+
+    def load_lanes(self, started: Mapping[int, tuple[VisibleTask, int]]) -> None:
+        """Start lanes on tasks, with seeds: pretrained weights, empty optimizers, their own random streams.
 
         Target statistics are estimated on the target view at once (AdaBN, Li et al. 2017), as every layer
-        counts as frozen before the first step.
+        counts as frozen before the first step. All lanes are started together: the device is asked for as much
+        however many there are.
         """
-        self._hold_data(lane, task)
-        self.seeds[lane] = seed
-        self.step_count[lane] = 0
-        self.budget[lane] = task.budget
-        self.n_classes[lane] = task.n_classes
+        tasks = {lane: task for lane, (task, _) in started.items()}
+        lanes, seeds = self._there(list(tasks)), self._there([seed for _, seed in started.values()])
+        self._hold_data(tasks, lanes)
+        self.seeds[lanes], self.step_count[lanes], self._depth[lanes] = seeds, 0, 0
+        self.budget[lanes] = self._there([task.budget for task in tasks.values()])
+        self.n_classes[lanes] = self._there([task.n_classes for task in tasks.values()])
         self._all_classes = all(t is None or t.n_classes == self.width_of_head for t in self.tasks)
-        self._depth[lane] = 0
-        self._stats = self._stats.without(torch.arange(self.lanes, device=self.device) == lane)
-        self.has_class[lane] = torch.arange(self.width_of_head, device=self.device) < task.n_classes
-        self.mean[lane, 0, :, 0, 0] = torch.as_tensor(task.mean, dtype=self.dtype)
-        self.std[lane, 0, :, 0, 0] = torch.as_tensor(task.std, dtype=self.dtype)
-        self._load_network(lane, task)
-        self.heads.reset(lane, seed)
-        marked = torch.zeros(self.lanes, 5, dtype=torch.bool, device=self.device)
-        marked[lane] = True
-        self.estimate_statistics("target", marked)
+        marked = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
+        marked[lanes] = True
+        self._stats = self._stats.without(marked)
+        self.has_class[lanes] = torch.arange(self.width_of_head, device=self.device) < self.n_classes[lanes, None]
+        for mine, name in ((self.mean, "mean"), (self.std, "std")):
+            values = np.stack([getattr(task, name) for task in tasks.values()])
+            mine[lanes, 0, :, 0, 0] = torch.as_tensor(values, dtype=self.dtype).to(self.device)
+        self._load_networks(tasks)
+        self.heads.reset(lanes, seeds)
+        self.estimate_statistics("target", marked[:, None].expand(-1, N_GROUPS))
 
-    def _hold_data(self, lane: int, task: VisibleTask) -> None:
-        previous = self.tasks[lane]
-        self.tasks[lane] = task
+    def _there(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, device=self.device)
+
+    def _hold_data(self, tasks: Mapping[int, VisibleTask], lanes: Tensor) -> None:
+        previous = [task for lane in tasks if (task := self.tasks[lane]) is not None]
+        for lane, task in tasks.items():
+            self.tasks[lane] = task
         for name in SETS:
-            domain: Domain | None = getattr(task, name)
-            segment = None if domain is None else self.pool.hold(domain)
-            self.offset[name][lane] = 0 if segment is None else segment.offset
-            self.length[name][lane] = 0 if segment is None else segment.length
-        for name in SETS:  # released after holding the new ones: what both tasks share is not moved
-            old: Domain | None = None if previous is None else getattr(previous, name)
-            if old is not None:
-                self.pool.release(old)
+            domains: list[Domain | None] = [getattr(task, name) for task in tasks.values()]
+            segments = [Segment(0, 0) if domain is None else self.pool.hold(domain) for domain in domains]
+            self.offset[name][lanes] = self._there([segment.offset for segment in segments])
+            self.length[name][lanes] = self._there([segment.length for segment in segments])
+        for task in previous:  # released after holding the new ones: what both tasks share is not moved
+            held: list[Domain | None] = [getattr(task, name) for name in SETS]
+            for domain in held:
+                if domain is not None:
+                    self.pool.release(domain)
 
     # ----- a killed run
 
@@ -293,7 +297,7 @@ class Engine(ABC):
         features = torch.cat([f for f, _ in parts], dim=1)
         return features, self.mask_classes(torch.cat([z for _, z in parts], dim=1))
 
-    def _predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    def predict_rows(self, rows: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """Run the network in evaluation mode on images of the pool."""
         meter.count(0, rows.numel())
         parts = [
@@ -301,41 +305,11 @@ class Engine(ABC):
         ]
         return torch.cat([f for f, _ in parts], dim=1), self.mask_classes(torch.cat([z for _, z in parts], dim=1))
 
-    @torch.no_grad()
     def views(self, side: Side = "target") -> Views:
-        """Look at the visible splits: up to 128 images of each domain, and every probe image.
+        """Look at the visible splits (`views.py`)."""
+        return look(self, side)
 
-        Args:
-            side: Whose normalisation statistics target images are seen with; `source` is the untouched network.
-        """
-        target_rows, _ = self._view_rows("target_unlabelled", VIEW)
-        probe_rows, probe_mask = self._view_rows("target_probe", int(self.length["target_probe"].max()))
-        rows = torch.cat([target_rows, probe_rows], dim=1)
-        features, logits = self._predict_rows(rows, side)
-        labels = self.pool.labels[rows]
-        probe_labels = torch.where(probe_mask, labels[:, VIEW:], torch.full_like(probe_mask, -1, dtype=torch.int64))
-        source = self._source_view()
-        return Views(
-            source=source,
-            target=Outputs(features=features[:, :VIEW], logits=logits[:, :VIEW], labels=labels[:, :VIEW]),
-            probe=Outputs(features=features[:, VIEW:], logits=logits[:, VIEW:], labels=probe_labels),
-        )
-
-    def _source_view(self) -> Outputs:
-        rows, _ = self._view_rows("source_val", VIEW)
-        present = (self.length["source_val"] > 0)[:, None]
-        labels = torch.where(present, self.pool.labels[rows], torch.full_like(present, -1, dtype=torch.int64))
-        if not bool(present.any()):
-            zeros = torch.zeros(self.lanes, VIEW, 1, device=self.device, dtype=self.dtype)
-            return Outputs(
-                features=zeros.expand(-1, -1, self.heads.width),
-                logits=zeros.expand(-1, -1, self.width_of_head),
-                labels=labels,
-            )
-        features, logits = self._predict_rows(rows, "source")
-        return Outputs(features=features, logits=logits, labels=labels)
-
-    def _view_rows(self, name: str, size: int) -> tuple[Tensor, Tensor]:
+    def view_rows(self, name: str, size: int) -> tuple[Tensor, Tensor]:
         """Return pool rows `[lanes, size]` of a set's first images, small sets repeated, and which are no repeats."""
         position = torch.arange(size, device=self.device).expand(self.lanes, -1)
         length = self.length[name][:, None]

@@ -1,13 +1,15 @@
 """The engine for N networks of one architecture at once."""
 
 import copy
+from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import VIEW, Engine
+from lepton_rl.engine import Engine
 from lepton_rl.errors import InputError
 from lepton_rl.graphs import CudaRecorder, RecordedSteps, Recorder
 from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
@@ -17,6 +19,7 @@ from lepton_rl.optim import LaneAdam
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
 from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
+from lepton_rl.views import VIEW
 from lepton_rl.window import Window
 
 _NONE = [False] * N_GROUPS
@@ -75,6 +78,7 @@ class FleetEngine(Engine):
                 f"record on device {self.device}: expected a CUDA device; pass record=None or device='cuda'"
             )
         self.recorded: RecordedSteps | None = None
+        self._narrower: dict[int, FleetEngine] = {}
         if self.device.type == "cuda" and record is not False:
             self.record_with(CudaRecorder(self.device))
 
@@ -108,33 +112,61 @@ class FleetEngine(Engine):
     # ----- lanes that are done
 
     def _take_steps(self, window: Window) -> tuple[Tensor, Tensor]:
-        if window.shortest == window.steps or self.recorded is not None:  # what is recorded has one number of lanes
+        if window.shortest == window.steps:
             return super()._take_steps(window)
         terms = torch.zeros(window.steps, self.lanes, len(TERMS), device=self.device, dtype=self.dtype)
         norms = torch.zeros(self.lanes, N_GROUPS, device=self.device, dtype=self.dtype)
-        first = 0
-        for last in sorted(window.ends):
-            lanes = torch.tensor(window.lanes_at(first), device=self.device)
-            few = self._some(lanes)
-            terms[first:last, lanes], norms[lanes] = few._take_steps(window.part(first, last, lanes))
-            with torch.no_grad():
-                for mine, theirs in zip(self._changing(), few._changing(), strict=True):
-                    mine[lanes] = theirs
-            first = last
+        for first, last in pairwise([0, *sorted(window.ends)]):
+            lanes = self._with_company(window.lanes_at(first))
+            part, index = window.part(first, last, lanes), self._there(lanes)
+            few = self._some(index)
+            terms[first:last, index], last_norms = super(FleetEngine, few)._take_steps(part)
+            norms[index] = torch.where((part.wanted > 0)[:, None], last_norms, norms[index])
+            if few is not self:
+                with torch.no_grad():
+                    for mine, theirs in zip(self._changing(), few._changing(), strict=True):
+                        mine[index] = theirs
         return terms, norms
 
+    def _with_company(self, lanes: list[int]) -> list[int]:
+        """Add lanes that are done, up to half, a quarter, .. of all, where steps are recorded: for few recordings."""
+        size = self.lanes
+        while size // 2 >= len(lanes):
+            size //= 2
+        done = set(range(self.lanes)).difference(lanes) if self.recorded is not None else ()
+        return sorted([*lanes, *sorted(done)[: size - len(lanes)]])
+
     def _some(self, lanes: Tensor) -> "FleetEngine":
-        """Return a fleet of some lanes, int64 `[n]`, with copies of what steps change; only for taking steps."""
+        """Return a fleet of some lanes, int64 `[n]`, for taking steps: this one, or one that has copies of theirs."""
+        if len(lanes) == self.lanes:
+            return self
+        few = self._narrower.get(len(lanes)) or self._narrow(len(lanes))
+        with torch.no_grad():
+            for mine, theirs in zip(few._rows(), self._rows(), strict=True):
+                mine.copy_(theirs[lanes])
+        for mine, theirs in zip(few.blocks, self.blocks, strict=True):
+            mine.requires_grad_(theirs.requires_grad)
+        few._any_live, few._all_live, few._all_classes = self._any_live, self._all_live, self._all_classes
+        return few
+
+    def _rows(self) -> list[Tensor]:
+        """List all tensors with a row per lane that a step reads."""
+        constant = [self.live, self.seeds, self.n_classes, self.has_class, self.mean, self.std]
+        return [*self._changing(), *constant]
+
+    def _narrow(self, lanes: int) -> "FleetEngine":
+        """Make a fleet of fewer lanes that shares network and images; kept if it records, as it then has to stay."""
         few = copy.copy(self)
-        few.lanes = len(lanes)
-        few.blocks = [block.detach()[lanes].requires_grad_(block.requires_grad) for block in self.blocks]
-        pairs = zip(self.optimizers, few.blocks, strict=True)
-        few.optimizers = [optimizer.some(lanes, block) for optimizer, block in pairs]
-        few.heads = self.heads.some(lanes)
-        few.statistics = {name: value[lanes] for name, value in self.statistics.items()}
-        few.everyone, few.live = self.everyone[lanes], self.live[lanes]
-        few.seeds, few.n_classes, few.has_class = self.seeds[lanes], self.n_classes[lanes], self.has_class[lanes]
-        few.mean, few.std = self.mean[lanes], self.std[lanes]
+        few.lanes, few.everyone = lanes, self.everyone[:lanes]
+        few.blocks = [block.detach()[:lanes].clone().requires_grad_(True) for block in self.blocks]
+        few.optimizers = [LaneAdam(block) for block in few.blocks]
+        few.heads = AuxiliaryHeads(lanes, self.heads.width, self.device, self.dtype)
+        few.statistics = {name: value[:lanes].clone() for name, value in self.statistics.items()}
+        for name in ("live", "seeds", "n_classes", "has_class", "mean", "std"):
+            setattr(few, name, getattr(self, name)[:lanes].clone())
+        if self.recorded is not None:
+            few.record_with(self.recorded.recorder)
+            self._narrower[lanes] = few
         return few
 
     # ----- parameters
@@ -167,23 +199,24 @@ class FleetEngine(Engine):
     # ----- weights
 
     @torch.no_grad()
-    def _load_network(self, lane: int, task: VisibleTask) -> None:
-        parameters = {name: p.detach() for name, p in task.model.named_parameters()}
+    def _load_networks(self, tasks: Mapping[int, VisibleTask]) -> None:
+        lanes = self._there(list(tasks))
+        parameters = [dict(task.model.named_parameters()) for task in tasks.values()]
         for names, block, start in zip(self.names, self.blocks, self.start, strict=True):
             if names:
-                parts = [self._fit(parameters[name], self.shapes[name]) for name in names]
-                row = torch.cat([part.flatten() for part in parts]).to(self.device, self.dtype)
-                block[lane] = row
-                start[lane] = row
-        buffers = dict(task.model.named_buffers())
-        for name, layer in self.network.named_modules():
-            if isinstance(layer, LaneBatchNorm2d):
-                for side in ("source", "target"):
-                    layer.get_buffer(f"{side}_mean")[lane] = buffers[f"{name}.running_mean"].to(self.device)
-                    layer.get_buffer(f"{side}_var")[lane] = buffers[f"{name}.running_var"].to(self.device)
-        self.live[lane] = False
+                rows = [
+                    torch.cat([self._fit(mine[name].detach(), self.shapes[name]).flatten() for name in names])
+                    for mine in parameters
+                ]
+                block[lanes] = start[lanes] = torch.stack(rows).to(self.device, self.dtype)
+        buffers = [dict(task.model.named_buffers()) for task in tasks.values()]
+        for name, mine in self.statistics.items():
+            layer, _, kept = name.rpartition(".")
+            theirs = torch.stack([of[f"{layer}.running_{kept.rpartition('_')[2]}"] for of in buffers])
+            mine[lanes] = theirs.to(self.device, self.dtype)
+        self.live[lanes] = False
         self._all_live = _NONE
-        self._forget(lane)
+        self._forget(lanes)
 
     def _fit(self, value: Tensor, shape: torch.Size) -> Tensor:
         """Pad the head of a task with fewer classes; the padded classes are masked and get no gradient."""
@@ -193,9 +226,9 @@ class FleetEngine(Engine):
         padded[: value.shape[0]] = value
         return padded
 
-    def _forget(self, lane: int) -> None:
+    def _forget(self, lanes: Tensor | int) -> None:
         mask = torch.zeros(self.lanes, dtype=torch.bool, device=self.device)
-        mask[lane] = True
+        mask[lanes] = True
         for optimizer in self.optimizers:
             optimizer.forget(mask)
 
@@ -207,6 +240,15 @@ class FleetEngine(Engine):
             for name, buffer in layer.named_buffers():
                 weights[f"statistics.{i}.{name}"] = buffer[lane].clone()
         return weights
+
+    @torch.no_grad()
+    def snapshots(self) -> list[dict[str, Tensor]]:
+        """Copy the weights and statistics of all lanes: rows of one copy, however many lanes there are."""
+        whole = {f"weights.{i}": block for i, block in enumerate(self.blocks)}
+        for i, layer in enumerate(self.norms):
+            whole |= {f"statistics.{i}.{name}": buffer for name, buffer in layer.named_buffers()}
+        rows = {name: value.detach().clone().unbind() for name, value in whole.items()}
+        return [{name: row[lane] for name, row in rows.items()} for lane in range(self.lanes)]
 
     @torch.no_grad()
     def restore(self, lane: int, weights: dict[str, Tensor]) -> None:
@@ -273,7 +315,7 @@ class FleetEngine(Engine):
     @torch.no_grad()
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked lanes and stages from the domain's view."""
-        rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
+        rows, _ = self.view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
         self.mode.parts, self.mode.momentum = (Part(side=side, size=VIEW, update=self.everyone),), 1.0
         self.mode.live, self.mode.everyone = stages, [False]
         self.mode.all_live, self.mode.any_live = _NONE, [True] * N_GROUPS

@@ -45,16 +45,17 @@ class CudaRecorder:
     """Records CUDA graphs, which share one pool of memory as they never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm(self, work: Work) -> Tensor:
         """Do the work on the stream that is recorded on."""
-        self.stream.wait_stream(torch.cuda.current_stream())
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream):
             out = work()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        out.record_stream(torch.cuda.current_stream())
+        caller.wait_stream(self.stream)
+        out.record_stream(caller)
         return out
 
     def record(self, work: Work, leaves: Sequence[Tensor]) -> Work:

@@ -1,7 +1,5 @@
 """Adam over lanes: one learning rate, one step count and one freezing mask per lane and layer group."""
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -23,13 +21,6 @@ class LaneAdam:
         self.first = torch.zeros_like(parameter, requires_grad=False)
         self.second = torch.zeros_like(parameter, requires_grad=False)
         self.count = torch.zeros(parameter.shape[0], dtype=torch.float64, device=parameter.device)
-
-    def some(self, lanes: Tensor, parameter: Tensor) -> "LaneAdam":
-        """Return an optimizer for some lanes, int64 `[n]`, with copies of their moments; `parameter` is theirs."""
-        few = copy.copy(self)
-        few.parameter = parameter
-        few.first, few.second, few.count = self.first[lanes], self.second[lanes], self.count[lanes]
-        return few
 
     @torch.no_grad()
     def forget(self, lanes: Tensor) -> None:

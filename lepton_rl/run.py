@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lepton_rl.controls import KNOBS, PULL_BACK, Controls, ControlSettings
-from lepton_rl.engine import Engine, Views
+from lepton_rl.engine import Engine
 from lepton_rl.errors import InputError
 from lepton_rl.signals import Memory, TaskFacts, measure, observe
 from lepton_rl.task import VisibleTask
+from lepton_rl.views import Views
 
 DECISIONS = 8
 MIN_INTERVAL = 5  # gradient steps between two decisions; fewer say nothing
@@ -78,15 +79,9 @@ class AdaptationRun:
         Returns:
             float32 `[lanes, signals]`.
         """
-        marked = torch.zeros(self.engine.lanes, dtype=torch.bool, device=self.engine.device)
-        for lane, (task, seed, settings) in tasks.items():
-            self.decisions[lane] = decisions_of(task.budget)
-            self.engine.load(lane, task, seed)
-            self.controls = self.controls.put(lane, settings)
-            self.decision[lane], self.over[lane] = 0, False
-            self._facts[lane] = TaskFacts.of(task)
-            self._finite[lane] = self.engine.snapshot(lane)
-            marked[lane] = True
+        if tasks:
+            self._load(tasks)
+        marked = torch.tensor([lane in tasks for lane in range(self.engine.lanes)], device=self.engine.device)
         self.views = self.engine.views()
         if self._memory is None:
             self._memory = Memory.blank(self.engine, self.views)
@@ -94,6 +89,16 @@ class AdaptationRun:
         measured = measure(self.engine, self.views, memory, self._known_facts())
         self._memory = memory.begin(marked, self.views, measured)
         return observe(self.engine, self.views, measured, self._memory, self.controls, self._known_facts())
+
+    def _load(self, tasks: dict[int, tuple[VisibleTask, int, ControlSettings]]) -> None:
+        self.engine.load_lanes({lane: (task, seed) for lane, (task, seed, _) in tasks.items()})
+        self.controls = self.controls.put({lane: settings for lane, (_, _, settings) in tasks.items()})
+        snapshots = self.engine.snapshots()
+        for lane, (task, _, _) in tasks.items():
+            self.decisions[lane] = decisions_of(task.budget)
+            self.decision[lane], self.over[lane] = 0, False
+            self._facts[lane] = TaskFacts.of(task)
+            self._finite[lane] = snapshots[lane]
 
     def step(self, actions: Tensor) -> tuple[Tensor, StepOutcome]:
         """Apply one action per lane, take the window's gradient steps, and observe.
@@ -110,13 +115,11 @@ class AdaptationRun:
     def advance(self, actions: Tensor) -> StepOutcome:
         """Step without observing, where nobody looks: what `step` does to the run, for less."""
         assert self._memory is not None, "start the lanes first"
-        actions = actions.to(self.engine.device)
-        self.controls = self.controls.apply(actions)
-        pulled = actions[:, KNOBS.index("transfer")] == 1
-        if bool(pulled.any()):
-            over = torch.tensor(self.over, device=self.engine.device)
-            self.engine.pull_back(pulled & ~over, PULL_BACK)
-        stopped = (actions[:, KNOBS.index("stop")] == 1).tolist()
+        pulled, stopped = ((actions[:, KNOBS.index(knob)] == 1).tolist() for knob in ("transfer", "stop"))
+        self.controls = self.controls.apply(actions.to(self.engine.device))
+        pulled = [pull and not over for pull, over in zip(pulled, self.over, strict=True)]
+        if any(pulled):
+            self.engine.pull_back(torch.tensor(pulled, device=self.engine.device), PULL_BACK)
         steps = [
             0 if stop or over else self._window(lane)
             for lane, (stop, over) in enumerate(zip(stopped, self.over, strict=True))
@@ -144,11 +147,12 @@ class AdaptationRun:
     def _recover(self, finite: list[bool]) -> list[bool]:
         """Put lanes that diverged back to their last finite weights, and remember those of the others."""
         diverged = [not ok and not over for ok, over in zip(finite, self.over, strict=True)]
+        snapshots = self.engine.snapshots()
         for lane, bad in enumerate(diverged):
             if bad:
                 self.engine.restore(lane, self._finite[lane])
             elif not self.over[lane]:
-                self._finite[lane] = self.engine.snapshot(lane)
+                self._finite[lane] = snapshots[lane]
         return diverged
 
     def adopt(self, lane: int, weights: dict[str, Tensor]) -> None:

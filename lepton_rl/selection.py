@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lepton_rl import validators
-from lepton_rl.engine import Engine, Views
+from lepton_rl.engine import Engine
+from lepton_rl.views import Views
 
 ORIGINAL = "original"
 AVERAGE = "average"

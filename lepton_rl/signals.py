@@ -13,11 +13,12 @@ from torch import Tensor
 
 from lepton_rl import discrepancy, validators
 from lepton_rl.controls import LEARNING_RATE_RANGE, LOSS_TERMS, WEIGHT_RANGE, Controls, cosine
-from lepton_rl.engine import Engine, TrainStats, Views
+from lepton_rl.engine import Engine, TrainStats
 from lepton_rl.losses import cross_entropy
 from lepton_rl.objective import TERMS
 from lepton_rl.stages import N_GROUPS, N_STAGES
 from lepton_rl.task import VisibleTask
+from lepton_rl.views import Views
 
 GROUP_NAMES = (*(f"stage{i + 1}" for i in range(N_STAGES)), "head")
 

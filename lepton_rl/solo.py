@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lepton_rl.auxiliary import AuxiliaryHeads
-from lepton_rl.engine import VIEW, Engine
+from lepton_rl.engine import Engine
 from lepton_rl.errors import InputError
 from lepton_rl.normalisation import DomainStatistics, Part, Side
 from lepton_rl.outputs import as_logits
 from lepton_rl.prefix import CACHE_BYTES, PrefixCache, SplitNetwork
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, StagePlan, find_stages
 from lepton_rl.task import VisibleTask
+from lepton_rl.views import VIEW
 from lepton_rl.window import Window
 
 CHANNELS_LAST_SIDE = 16  # from this image side on it was measured to be faster on the CPU, with batch normalisation
@@ -106,8 +107,8 @@ class SoloEngine(Engine):
     def _feature_width(self) -> int:
         return self.split.features[-1].flatten(1).shape[-1]
 
-    def _load_network(self, lane: int, task: VisibleTask) -> None:
-        del lane
+    def _load_networks(self, tasks: Mapping[int, VisibleTask]) -> None:
+        (task,) = tasks.values()
         self.plan = task.plan or find_stages(task.model)
         self._prepare(task)
 
@@ -281,7 +282,7 @@ class SoloEngine(Engine):
     @torch.no_grad()
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:
         """Take the statistics of marked stages from the domain's view."""
-        rows, _ = self._view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
+        rows, _ = self.view_rows("target_unlabelled" if side == "target" else "source_val", VIEW)
         self.statistics.use(side, stages[0].tolist(), 1.0)
         self.model(self._normalise(self.pixels(rows))[0])
         self.cache.clear()

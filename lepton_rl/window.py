@@ -162,27 +162,28 @@ class Window:
         """Return the lanes that take a step."""
         return [lane for lane, length in enumerate(self.lengths) if length > step]
 
-    def part(self, first: int, last: int, lanes: Tensor) -> "Window":
-        """Cut out steps `first` to `last` (not included) of lanes that all take them, int64 `[n]`."""
+    def part(self, first: int, last: int, lanes: list[int]) -> "Window":
+        """Cut out steps `first` to `last` (not included) of some lanes; nobody's window ends in between."""
+        steps, index = last - first, torch.tensor(lanes, device=self.wanted.device)
+        lengths = tuple(steps * (self.lengths[lane] > first) for lane in lanes)
 
         def mine(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[lanes]
+            return None if value is None else value[index]
 
-        steps = last - first
         return replace(
             self,
-            lengths=(steps,) * len(lanes),
+            lengths=lengths,
             steps=steps,
-            shortest=steps,
+            shortest=min(lengths),
             ends=frozenset((steps,)),
             looks=frozenset(k - first for k in self.looks if first <= k < last),
-            counters=self.counters[first:last, lanes],
-            trained=self.trained[first:last, lanes],
-            wanted=torch.full_like(lanes, steps),
-            rates=self.rates[first:last, lanes],
-            rows=self.rows[first:last, lanes],
-            weights=self.weights[lanes],
-            available=self.available[lanes],
+            counters=self.counters[first:last, index],
+            trained=self.trained[first:last, index],
+            wanted=torch.tensor(lengths, device=index.device),
+            rates=self.rates[first:last, index],
+            rows=self.rows[first:last, index],
+            weights=self.weights[index],
+            available=self.available[index],
             strength=mine(self.strength),
             uses_source=mine(self.uses_source),
             uses_heads=mine(self.uses_heads),

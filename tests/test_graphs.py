@@ -106,6 +106,21 @@ def test_recorded_steps_are_the_eager_steps_to_the_bit():
     assert engine.recorded.replays > 6 - WARM_UP - 1
 
 
+def test_lanes_that_are_done_keep_company_so_that_few_sizes_are_recorded():
+    engines = [FleetEngine(task(0), 5, dtype=torch.float64) for _ in range(2)]
+    engines[1].record_with(OnBuffers())
+    for engine in engines:
+        for lane in range(5):
+            engine.load(lane, task(lane), lane)
+        for steps in ([2, 9, 4, 0, 9], [9, 2, 9, 3, 2], [1, 9, 1, 1, 1]):
+            engine.train(Controls.start([EVERYTHING] * 5, engine.device), steps)
+    assert sorted(engines[1]._narrower) == [1, 2]
+    assert all(few.recorded.replays for few in engines[1]._narrower.values())
+    assert not engines[0]._narrower
+    for lane in range(5):
+        assert largest_gap(*(lane_weights(engine, lane) for engine in engines)) < 1e-7
+
+
 @pytest.mark.parametrize(("recorder", "says"), [(Wrong, "a replay differs"), (Refusing, "when stream is capturing$")])
 def test_where_recording_fails_steps_stay_eager_and_a_warning_says_so(recorder, says):
     expected, weights = play(eager())
