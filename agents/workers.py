@@ -146,7 +146,7 @@ def _serve(pipe: Connection, made: dict[str, Any]) -> None:
     while True:
         try:
             what, argument = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError, KeyboardInterrupt):  # the parent has gone, perhaps without reading the last answer
             return
         try:
             answer: Any = env.reset(seed=argument) if what == "reset" else env.step(argument)

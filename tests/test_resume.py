@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.torch import save_file
 
 from lepton_rl import cache, checkpoint, cli
-from lepton_rl.agents import rows, training, training_env
+from lepton_rl.agents import rows, training, training_env, workers
 from lepton_rl.agents.train import train
 from lepton_rl.agents.workers import WorkerDied, WorkerVectorEnv
 from lepton_rl.cache import write_atomically
@@ -360,6 +361,18 @@ def test_a_killed_worker_is_named_and_deaf_to_sigterm():
     with pytest.raises(WorkerDied, match=r"worker 1 died \(exit code -9\) while it was asked to reset"):
         env.reset(seed=0)
     assert not first.is_alive()
+
+
+def test_a_worker_whose_parent_left_an_answer_unread_leaves_without_a_word():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send("an answer")
+    ours.close()  # as a parent does when another worker died
+    with pytest.raises(ConnectionResetError):
+        theirs.recv()
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send("an answer")
+    ours.close()
+    workers._serve(theirs, {"num_envs": 1, "tasks": 1})
 
 
 def test_the_observation_statistics_outlive_a_policy_that_is_sent_to_a_process():
