@@ -279,7 +279,7 @@ def main(name, root, kills):
     began = time.perf_counter()
     assert not died(in_child(job.work, root / "whole"))
     seconds = time.perf_counter() - began
-    random_kills = killed_at_random(job, root, kills, seconds / 5)
+    random_kills = killed_at_random(job, root, kills, seconds / 2)
     write_kills = 0
     if job.short:
         assert not died(in_child(job.short, root / "short"))

@@ -81,7 +81,7 @@ def test_images_are_brought_to_one_size_and_one_number_of_channels(data):
     suite = datasets.data_suite(data)
     for split, index in (("train", 0), ("held-out-datasets", 0), ("held-out-datasets", 1)):
         task = suite.task(split, index, "few-label")
-        parts = [task.visible.target_unlabelled, task.visible.target_support, task.hidden.target_test]
+        parts = [task.visible.target_unlabelled, task.visible.target_support, task.hidden.target_eval]
         assert all(part.images.shape[1:] == (3, 16, 16) for part in parts)
         assert not task.visible.target_unlabelled.has_labels
         assert task.visible.regime == "few-label"

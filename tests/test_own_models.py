@@ -98,7 +98,7 @@ def test_a_hugging_face_folder_is_read_with_its_weights_and_its_logits_are_used(
     assert facts.notes == (
         "model ResNetForImageClassification returns ImageClassifierOutputWithNoAttention: its logits are used",
     )
-    target = domain(1, 12, 3, side=32, channels=3)
+    target = domain(1, 12, 3, side=32, channels=3).without_labels()
     result = adapt(loaded, target=target, policy="tuned-default", budget=5)
     assert type(result.model) is type(loaded)
     assert result.notes == facts.notes

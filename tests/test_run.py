@@ -161,7 +161,7 @@ def test_an_absurd_learning_rate_diverges_instead_of_crashing():
 
 
 def test_hidden_labels_change_nothing(suite):
-    made = suite.task("train", 0)
+    made = suite.task("held-out-tasks", 0)
     hidden = made.hidden
     rng = np.random.default_rng(0)
 
