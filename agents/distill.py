@@ -13,7 +13,7 @@ Learning is from the labels of target_eval, as PPO's is, on training tasks only.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_rl.agents.experience import Experience, read_experience, read_glances
+from lepton_rl.agents.guarding import learn_guard
 from lepton_rl.agents.plans import CHOICES, PLANS, STOPPED
 from lepton_rl.agents.training_env import MIN_STD
 from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
@@ -247,7 +248,7 @@ def distilled(
         "gain_of_the_best_plan_per_task": choice.oracle,
     }
     actor = distil(experience, glances, choice.margin, start, hidden=hidden, smoothing=1 - keep, seed=seed)
-    return actor, facts
+    return replace(actor, guard=learn_guard(experience, seed)), facts
 
 
 def statistics(experience: Sequence[Experience]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings
+from lepton_rl.guard import Guard
 from lepton_rl.policy import NetworkPolicy
 
 
@@ -69,7 +70,9 @@ def keep_probabilities(model: PPO, observations: Tensor) -> Tensor:
         return torch.stack([head.probs[:, keep].mean() for head, keep in zip(heads, KEEP, strict=True)])
 
 
-def actor(model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings) -> NetworkPolicy:
+def actor(
+    model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings, guard: Guard | None = None
+) -> NetworkPolicy:
     """Cut the actor out of a PPO model.
 
     Args:
@@ -77,6 +80,7 @@ def actor(model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings) -> N
         mean: `[signals]`.
         std: `[signals]`.
         settings: The knobs that a run starts with.
+        guard: Goes with the policy; PPO does not change it.
     """
     layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
     action_net = model.policy.action_net
@@ -86,6 +90,7 @@ def actor(model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings) -> N
         std=std,
         layers=tuple((x.weight.detach().clone(), x.bias.detach().clone()) for x in (*layers, action_net)),
         settings=settings,
+        guard=guard,
     )
 
 

@@ -35,6 +35,7 @@ from lepton_rl.choice import Kind
 from lepton_rl.controls import KNOBS, tuned_default
 from lepton_rl.datasets import contents
 from lepton_rl.errors import InputError
+from lepton_rl.guard import Guard
 from lepton_rl.lock import LOCK
 from lepton_rl.manifest import MANIFEST, versions, write_manifest
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
@@ -74,6 +75,7 @@ class Training:
         self.rows: list[dict[str, Any]] = []
         self.best = -np.inf
         self.policy_file = b""
+        self.guard: Guard | None = None
         self.taught: dict[str, Any] = {}  # by experience, before the first rollout
         self.default_accuracies: np.ndarray | None = None
         saved = self._saved()
@@ -86,7 +88,7 @@ class Training:
             first, self.taught = distilled(
                 config.experience, hidden=config.hidden, keep=config.keep_probability, seed=config.seed
             )
-            self.mean, self.std = first.mean, first.std
+            self.mean, self.std, self.guard = first.mean, first.std, first.guard
         else:
             self.mean, self.std = observation_statistics(self.inner, config.seed)
         self.model = self._make_model(saved)
@@ -165,6 +167,8 @@ class Training:
         self.best = -np.inf if checkpoint.facts["best"] is None else float(checkpoint.facts["best"])
         self.taught = dict(checkpoint.facts.get("taught", {}))
         self.policy_file = bytes(checkpoint.tensors["policy_file"].tolist())
+        if self.policy_file:
+            self.guard = PolicyArtifact.from_bytes(self.policy_file).policy.guard
         self._write_results()
         return checkpoint.tensors
 
@@ -203,7 +207,7 @@ class Training:
         return PolicyArtifact(policy=self._actor(), card=card).to_bytes()
 
     def _actor(self) -> NetworkPolicy:
-        return actor(self.model, self.mean, self.std, tuned_default())
+        return actor(self.model, self.mean, self.std, tuned_default(), self.guard)
 
     # ----- the loop
 

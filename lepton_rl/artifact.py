@@ -1,4 +1,4 @@
-"""The policy file: actor weights, observation statistics and a card, in safetensors.
+"""The policy file: weights of actor and guard, their statistics and a card, in safetensors.
 
 Reading one never executes anything: sizes are checked before anything is parsed, the header must name exactly
 the tensors of the format, and the schema must be the one this version observes and acts with.
@@ -19,15 +19,17 @@ from torch import Tensor
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import ACTION_SIZES, KNOBS, ControlSettings
 from lepton_rl.errors import InputError
+from lepton_rl.guard import EVIDENCE, Guard, Layers
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.signals import SIGNALS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a guard
 MAX_FILE_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_LAYERS = 8
 SHIPPED = "lepton-v1"
 TUNED_DEFAULT = "tuned-default"
+_PARTS = ("weight", "bias")
 
 
 def observation_schema() -> dict[str, Any]:
@@ -60,15 +62,18 @@ class PolicyArtifact:
 
     def to_bytes(self) -> bytes:
         """Return the file; identical bytes for identical content."""
+        guard = self.policy.guard
         tensors: dict[str, Tensor] = {"observation.mean": self.policy.mean, "observation.std": self.policy.std}
-        for i, (weight, bias) in enumerate(self.policy.layers):
-            tensors |= {f"layer.{i}.weight": weight, f"layer.{i}.bias": bias}
+        tensors |= _named(self.policy.layers, "layer")
+        if guard is not None:
+            tensors |= {"guard.mean": guard.mean, "guard.std": guard.std} | _named(guard.layers, "guard.layer")
         described = {
             "format_version": FORMAT_VERSION,
             "observation": observation_schema(),
             "action": action_schema(),
             "layers": len(self.policy.layers),
             "settings": asdict(self.policy.settings),
+            "guard": None if guard is None else {"layers": len(guard.layers), "margin": guard.margin},
             "card": self.card,
         }
         # One metadata key: safetensors writes several in random order.
@@ -101,8 +106,8 @@ class PolicyArtifact:
         described = _description(content, name)
         _check_schema(described, name)
         tensors = _tensors(content, described, name)
-        layers = tuple((tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(described["layers"]))
-        _check_shapes(tensors, layers, name)
+        layers = _layers(tensors, "layer", described["layers"])
+        _check_shapes(tensors, "observation", layers, (len(SIGNALS), sum(ACTION_SIZES)), name)
         settings = described["settings"]
         if not isinstance(settings, dict):
             raise InputError(f"{name!r} has no control settings: expected a JSON object; the file is damaged")
@@ -111,9 +116,28 @@ class PolicyArtifact:
             std=tensors["observation.std"],
             layers=layers,
             settings=ControlSettings.from_json(json.dumps(settings)),
+            guard=_guard(tensors, described["guard"], name),
         )
         card = described["card"]
         return cls(policy=policy, card=card if isinstance(card, dict) else {})
+
+
+def _named(layers: Layers, prefix: str) -> dict[str, Tensor]:
+    pairs = {f"{prefix}.{i}": layer for i, layer in enumerate(layers)}
+    return {f"{name}.{part}": x for name, layer in pairs.items() for part, x in zip(_PARTS, layer, strict=True)}
+
+
+def _layers(tensors: dict[str, Tensor], prefix: str, count: int) -> Layers:
+    return tuple((tensors[f"{prefix}.{i}.weight"], tensors[f"{prefix}.{i}.bias"]) for i in range(count))
+
+
+def _guard(tensors: dict[str, Tensor], described: dict[str, Any] | None, name: str) -> Guard | None:
+    if described is None:
+        return None
+    layers = _layers(tensors, "guard.layer", described["layers"])
+    _check_shapes(tensors, "guard", layers, (EVIDENCE, 1), name)
+    margin = float(described["margin"])
+    return Guard(mean=tensors["guard.mean"], std=tensors["guard.std"], layers=layers, margin=margin)
 
 
 def _description(content: bytes, name: str) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def _description(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _check_schema(described: dict[str, Any], name: str) -> None:
-    expected = {"format_version", "observation", "action", "layers", "settings", "card"}
+    expected = {"format_version", "observation", "action", "layers", "settings", "guard", "card"}
     version = described.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
@@ -152,7 +176,16 @@ def _check_schema(described: dict[str, Any], name: str) -> None:
                 f"{name!r} was trained with another {key} schema: expected hash {schema['hash'][:12]}; "
                 "train it again or install the lepton_rl version that wrote it"
             )
-    layers = described["layers"]
+    _check_layers(described["layers"], name)
+    guard = described["guard"]
+    if guard is not None:
+        margin = guard.get("margin") if isinstance(guard, dict) and set(guard) == {"layers", "margin"} else None
+        if not isinstance(margin, int | float) or not -100 <= margin <= 100:
+            raise InputError(f"{name!r} has a damaged guard: expected layers and a margin in points; get it again")
+        _check_layers(guard["layers"], f"{name}, guard")
+
+
+def _check_layers(layers: object, name: str) -> None:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
         raise InputError(f"{name!r} has {str(layers)[:20]} layers: expected 1 to {MAX_LAYERS}; get the file again")
 
@@ -164,7 +197,10 @@ def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, 
         reason = str(error).splitlines()[0][:100]
         raise InputError(f"{name!r} cannot be read ({reason}): expected a whole policy file; get it again") from None
     expected = {"observation.mean", "observation.std"}
-    expected |= {f"layer.{i}.{part}" for i in range(described["layers"]) for part in ("weight", "bias")}
+    expected |= {f"layer.{i}.{part}" for i in range(described["layers"]) for part in _PARTS}
+    if described["guard"] is not None:
+        expected |= {"guard.mean", "guard.std"}
+        expected |= {f"guard.layer.{i}.{part}" for i in range(described["guard"]["layers"]) for part in _PARTS}
     if set(tensors) != expected:
         raise InputError(f"{name!r} holds the tensors {sorted(tensors)[:9]}: expected {sorted(expected)}; get it again")
     for key, tensor in tensors.items():
@@ -173,19 +209,20 @@ def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, 
     return tensors
 
 
-def _check_shapes(tensors: dict[str, Tensor], layers: tuple[tuple[Tensor, Tensor], ...], name: str) -> None:
-    sizes = [len(SIGNALS)]
-    good = tensors["observation.mean"].shape == tensors["observation.std"].shape == (len(SIGNALS),)
-    good = good and bool((tensors["observation.std"] > 0).all())
+def _check_shapes(tensors: dict[str, Tensor], inputs: str, layers: Layers, ends: tuple[int, int], name: str) -> None:
+    """Check statistics of the inputs and layers from them to the outputs, `ends` of them."""
+    sizes = [ends[0]]
+    mean, std = tensors[f"{inputs}.mean"], tensors[f"{inputs}.std"]
+    good = mean.shape == std.shape == (ends[0],) and bool((std > 0).all())
     for weight, bias in layers:
         good = good and weight.dim() == 2 and weight.shape[1] == sizes[-1] and bias.shape == weight.shape[:1]
         if not good:
             break
         sizes.append(weight.shape[0])
-    if not good or sizes[-1] != sum(ACTION_SIZES):
+    if not good or sizes[-1] != ends[1]:
         raise InputError(
-            f"{name!r} has tensors of wrong shapes: expected a network from {len(SIGNALS)} signals to "
-            f"{sum(ACTION_SIZES)} logits; get the file again"
+            f"{name!r} has tensors of wrong shapes: expected a network from {ends[0]} numbers of {inputs} to "
+            f"{ends[1]}; get the file again"
         )
 
 

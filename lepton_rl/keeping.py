@@ -256,9 +256,8 @@ def _parts(*domains: Domain | None) -> Iterator[Any]:
 def _policy(policy: Policy) -> Iterator[Any]:
     """Yield what a policy is made of, as far as it can be seen: the fields of a dataclass."""
     yield type(policy).__qualname__
-    names: list[str] = [field.name for field in fields(policy)] if is_dataclass(policy) else []
-    for name in names:
-        yield from _leaves(getattr(policy, name))
+    if is_dataclass(policy):
+        yield from _leaves(policy)
 
 
 def _leaves(value: object) -> Iterator[Any]:
@@ -267,6 +266,9 @@ def _leaves(value: object) -> Iterator[Any]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from _leaves(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _leaves(getattr(value, field.name))
     else:
         yield repr(value)
 

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from lepton_rl import streams
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings, tuned_default
+from lepton_rl.guard import Guard, Layers
 
 ACTION_STREAM = 100  # apart from the engine's streams
 
 
 class Policy(Protocol):
     """Anything that can steer a run.
+
+    One that has a `guard` as well, as `NetworkPolicy` has, chooses the final weights by it.
 
     Attributes:
         settings: The knobs that a run under this policy starts with.
@@ -92,12 +95,14 @@ class NetworkPolicy:
         std: Standard deviation of the observations in training, `[signals]`.
         layers: Weights `[out, in]` and biases `[out]` of the layers, hidden ones followed by tanh.
         settings: The knobs that a run starts with.
+        guard: Chooses between the final weights and the original; None = the visible scores do.
     """
 
     mean: Tensor
     std: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Layers
     settings: ControlSettings = field(default_factory=tuned_default)
+    guard: Guard | None = None
 
     def logits(self, observations: Tensor) -> Tensor:
         """Return the logits of all sub-actions side by side, `[n, sum(ACTION_SIZES)]`."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from lepton_rl.controls import KNOBS, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.engine import Engine
+from lepton_rl.guard import Guard, evidence
 from lepton_rl.keeping import Keeper, Trail, arguments_of
 from lepton_rl.normalisation import Side
 from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun
-from lepton_rl.selection import AVERAGE, ORIGINAL, Candidate, average, choose, visible_score
+from lepton_rl.selection import AVERAGE, ORIGINAL, Candidate, average, choose, choose_by_gain, visible_score
 from lepton_rl.signals import SIGNAL_NAMES
 from lepton_rl.solo import SoloEngine
 from lepton_rl.task import VisibleTask
@@ -93,7 +94,8 @@ def rollout(
     settings = settings or policy.settings
     observation = run.start({0: (task, seed, settings)})
     original = _original(engine, run)
-    history = [_row(run, observation, None, original.score, began)]
+    guard: Guard | None = getattr(policy, "guard", None)  # a policy of somebody's own need not have one
+    history = [_row(run, observation, None, original.score, None, began)]
     trail = Trail(observation=observation, candidates=[original], history=history)
     if keeper:
         trail = keeper.resume(run, trail, arguments_of(task, policy, settings, seed))
@@ -102,12 +104,16 @@ def rollout(
         if callback:
             callback(row)
     while not run.over[0]:
-        _decide(run, trail, policy, seed, began)
+        _decide(run, trail, policy, guard, seed, began)
         if keeper:
             keeper.save(run, trail)
         if callback:
             callback(trail.history[-1])
-    chosen, reason = choose_weights(engine, trail.candidates)
+    if guard is None:
+        chosen, reason = choose_weights(engine, trail.candidates)
+    else:
+        chosen, reason = choose_by_gain(trail.candidates, trail.history[-1]["expected_gain"], guard.margin)
+        engine.restore(0, chosen.weights)
     return RunResult(
         engine=engine,
         chosen=chosen.name,
@@ -120,7 +126,7 @@ def rollout(
     )
 
 
-def _decide(run: AdaptationRun, trail: Trail, policy: Policy, seed: int, began: float) -> None:
+def _decide(run: AdaptationRun, trail: Trail, policy: Policy, guard: Guard | None, seed: int, began: float) -> None:
     """Take a decision and the gradient steps up to the next one."""
     action = policy.act(trail.observation, torch.tensor([run.decision[0]]), torch.tensor([seed]))
     trail.observation, outcome = run.step(action)
@@ -128,7 +134,16 @@ def _decide(run: AdaptationRun, trail: Trail, policy: Policy, seed: int, began: 
     name = f"decision {run.decision[0]}"
     score = float(visible_score(run.engine, run.views)[0])
     trail.candidates.append(Candidate(name=name, weights=run.checkpoint(0), score=score))
-    trail.history.append(_row(run, trail.observation, action, score, began))
+    gain = None if guard is None else _expected_gain(guard, trail, score)
+    trail.history.append(_row(run, trail.observation, action, score, gain, began))
+
+
+def _expected_gain(guard: Guard, trail: Trail, score: float) -> float:
+    """Return the points above the original that the guard expects of the last weights."""
+    first = trail.history[0]["observation"]
+    start = torch.tensor([first[name] for name in SIGNAL_NAMES])
+    scores = torch.tensor([score, trail.candidates[0].score]).nan_to_num(0.0)
+    return float(guard.gain(evidence(start, trail.observation[0].float().cpu(), *scores)))
 
 
 def _original(engine: Engine, run: AdaptationRun) -> Candidate:
@@ -152,7 +167,9 @@ def choose_weights(engine: Engine, candidates: list[Candidate]) -> tuple[Candida
     return chosen, reason
 
 
-def _row(run: AdaptationRun, observation: Tensor, action: Tensor | None, score: float, began: float) -> Row:
+def _row(
+    run: AdaptationRun, observation: Tensor, action: Tensor | None, score: float, gain: float | None, began: float
+) -> Row:
     seen = dict(zip(SIGNAL_NAMES, observation[0].tolist(), strict=True))
     return {
         "decision": run.decision[0],
@@ -162,5 +179,6 @@ def _row(run: AdaptationRun, observation: Tensor, action: Tensor | None, score: 
         "action": None if action is None else dict(zip(KNOBS, action[0].tolist(), strict=True)),
         "controls": run.controls.row(0),
         "score": score,
+        "expected_gain": gain,
         "probe_accuracy": seen["probe_accuracy"] if seen["has_probe"] else None,
     }

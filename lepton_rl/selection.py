@@ -49,6 +49,24 @@ def average(candidates: list[Candidate]) -> dict[str, Tensor]:
     }
 
 
+def choose_by_gain(candidates: list[Candidate], gain: float, margin: float) -> tuple[Candidate, str]:
+    """Choose between the last weights and the original by what a learned guard expects.
+
+    Args:
+        candidates: The original first, the last weights at the end.
+        gain: Points expected of the last weights above the original.
+        margin: Points that it takes.
+
+    Returns:
+        The choice, and why, in words.
+    """
+    last = candidates[-1]
+    said = f"learned guard: {gain:+.1f} points of accuracy expected of {last.name}"
+    if gain > margin:
+        return last, f"{said}, and {margin:g} would do"
+    return candidates[0], f"{said}, and it takes more than {margin:g}"
+
+
 def choose(candidates: list[Candidate], margin: float) -> tuple[Candidate, str]:
     """Choose the final weights.
 

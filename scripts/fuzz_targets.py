@@ -21,6 +21,7 @@ from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.controls import ACTION_SIZES, ControlSettings
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
+from lepton_rl.guard import EVIDENCE, Guard
 from lepton_rl.loading import load_weights
 from lepton_rl.policy import NetworkPolicy
 from lepton_rl.report.records import number, numbers, read_lines, read_object, text
@@ -91,7 +92,9 @@ def file_target(
 def _policy() -> bytes:
     n, k = len(SIGNALS), sum(ACTION_SIZES)
     layers = ((torch.ones(2, n), torch.zeros(2)), (torch.ones(k, 2), torch.zeros(k)))
-    policy = NetworkPolicy(mean=torch.zeros(n), std=torch.ones(n), layers=layers)
+    looks = ((torch.ones(1, EVIDENCE), torch.zeros(1)),)
+    guard = Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=looks, margin=1.0)
+    policy = NetworkPolicy(mean=torch.zeros(n), std=torch.ones(n), layers=layers, guard=guard)
     return PolicyArtifact(policy=policy, card={"name": "x", "scores": [1, 2.5], "deep": {"a": None}}).to_bytes()
 
 

@@ -4,22 +4,24 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from lepton_rl.artifact import FORMAT_VERSION, PolicyArtifact, load_policy
 from lepton_rl.controls import ACTION_SIZES, ControlSettings
 from lepton_rl.errors import InputError
+from lepton_rl.guard import EVIDENCE, Guard
 from lepton_rl.policy import KeepPolicy, NetworkPolicy
 from lepton_rl.signals import SIGNALS
 
 
-def make_artifact(seed: int = 0) -> PolicyArtifact:
+def make_artifact(seed: int = 0, *, guarded: bool = False) -> PolicyArtifact:
     rng = torch.Generator().manual_seed(seed)
     sizes = (len(SIGNALS), 6, sum(ACTION_SIZES))
     layers = tuple(
@@ -31,20 +33,23 @@ def make_artifact(seed: int = 0) -> PolicyArtifact:
         layers=layers,
         settings=ControlSettings(),
     )
+    if guarded:
+        sizes = (EVIDENCE, 5, 1)
+        layers = tuple(
+            (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in itertools.pairwise(sizes)
+        )
+        guard = Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=layers, margin=1.0)
+        policy = replace(policy, guard=guard)
     return PolicyArtifact(policy=policy, card={"b": 1, "a": "two"})
 
 
-def rewritten(change) -> bytes:
+def rewritten(change, *, guarded: bool = False) -> bytes:
     """Return the file with its description changed by a function."""
-    content = make_artifact().to_bytes()
+    content = make_artifact(guarded=guarded).to_bytes()
     length = int.from_bytes(content[:8], "little")
     described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["lepton"])
     change(described)
-    policy = make_artifact().policy
-    tensors = {"observation.mean": policy.mean, "observation.std": policy.std}
-    for i, (weight, bias) in enumerate(policy.layers):
-        tensors |= {f"layer.{i}.weight": weight, f"layer.{i}.bias": bias}
-    return save(tensors, {"lepton": json.dumps(described)})
+    return save(load(content), {"lepton": json.dumps(described)})
 
 
 def test_a_policy_survives_the_file(tmp_path: Path):
@@ -57,6 +62,52 @@ def test_a_policy_survives_the_file(tmp_path: Path):
     assert again.policy.settings == artifact.policy.settings
 
 
+def test_a_guard_goes_with_the_policy(tmp_path: Path):
+    artifact = make_artifact(guarded=True)
+    artifact.save(tmp_path / "p.safetensors")
+    again = PolicyArtifact.load(tmp_path / "p.safetensors").policy.guard
+    seen = torch.randn(4, EVIDENCE)
+    assert again is not None
+    assert torch.equal(again.gain(seen), artifact.policy.guard.gain(seen))
+    assert again.margin == 1.0
+    assert make_artifact().policy.guard is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(guard=None), "holds the tensors"),
+        (lambda d: d.update(guard=[2]), "damaged guard"),
+        (lambda d: d["guard"].update(margin="1"), "damaged guard"),
+        (lambda d: d["guard"].update(margin=float("nan")), "damaged guard"),
+        (lambda d: d["guard"].update(margin=1e9), "damaged guard"),
+        (lambda d: d["guard"].pop("margin"), "damaged guard"),
+        (lambda d: d["guard"].update(more=1), "damaged guard"),
+        (lambda d: d["guard"].update(layers=0), "guard' has 0 layers"),
+        (lambda d: d["guard"].update(layers=10**9), "guard' has 1000000000 layers"),
+        (lambda d: d["guard"].update(layers=1), "holds the tensors"),
+    ],
+)
+def test_a_wrong_guard_is_refused_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as error:
+        PolicyArtifact.from_bytes(rewritten(change, guarded=True), "p")
+    assert "\n" not in str(error.value)
+
+
+def test_a_guard_of_wrong_shapes_or_numbers_is_refused():
+    for name, tensor in (
+        ("guard.layer.0.weight", torch.zeros(5, EVIDENCE + 1)),
+        ("guard.layer.1.weight", torch.zeros(2, 5)),
+        ("guard.std", torch.zeros(EVIDENCE)),
+        ("guard.mean", torch.full((EVIDENCE,), torch.nan)),
+    ):
+        content = make_artifact(guarded=True).to_bytes()
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        with pytest.raises(InputError, match=r"wrong shapes|not finite"):
+            PolicyArtifact.from_bytes(save(load(content) | {name: tensor}, metadata), "p")
+
+
 def test_identical_content_gives_identical_bytes():
     assert make_artifact().to_bytes() == make_artifact().to_bytes()
     assert make_artifact().to_bytes() != make_artifact(1).to_bytes()
@@ -65,7 +116,10 @@ def test_identical_content_gives_identical_bytes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=FORMAT_VERSION + 1), "format version 2: expected 1"),
+        (
+            lambda d: d.update(format_version=FORMAT_VERSION + 1),
+            f"format version {FORMAT_VERSION + 1}: expected {FORMAT_VERSION}",
+        ),
         (lambda d: d["observation"]["signals"].pop(), "another observation schema"),
         (lambda d: d["action"].update(hash="0"), "another action schema"),
         (lambda d: d.update(layers=99), "99 layers"),
@@ -73,6 +127,7 @@ def test_identical_content_gives_identical_bytes():
         (lambda d: d.update(extra=1), "has the keys"),
         (lambda d: d.update(settings=[1]), "control settings"),
         (lambda d: d["settings"].update(learning_rate=1e9), "learning_rate"),
+        (lambda d: d.update(guard={"layers": 2, "margin": 1.0}), "holds the tensors"),
     ],
 )
 def test_a_wrong_description_is_refused_in_one_line(change, message):

@@ -49,6 +49,7 @@ class Decision:
     action: dict[str, float]
     controls: dict[str, float]
     score: float
+    expected_gain: float | None
     probe_accuracy: float | None
 
 
@@ -96,6 +97,7 @@ def _decision(row: Record, where: str) -> Decision:
         action=numbers(row, "action", where) if "action" in row else {},
         controls=numbers(row, "controls", where),
         score=number(row, "score", where),
+        expected_gain=optional_number(row, "expected_gain", where),
         probe_accuracy=optional_number(row, "probe_accuracy", where),
     )
 
@@ -255,10 +257,11 @@ def _decisions(history: Sequence[Decision]) -> str:
             str(row.step),
             figures(row.score),
             figures(row.probe_accuracy),
+            "" if row.expected_gain is None else f"{row.expected_gain:+.1f}",
         )
         for row in history
     ]
-    return table(("no.", "what was done", "step", "score", "probe accuracy"), rows, words=2)
+    return table(("no.", "what was done", "step", "score", "probe accuracy", "points expected"), rows, words=2)
 
 
 def _reasons(history: Sequence[Decision], explanation: Record | None, where: str) -> str:

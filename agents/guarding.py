@@ -1,0 +1,145 @@
+"""A guard from experience: what weights turned out to be worth, learnt from all that was seen of them.
+
+Every decision of every run of the experience is an example. Networks that each know seven tasks in ten are averaged
+(Breiman 1996, "Bagging predictors"): tasks are few, and examples of one task are alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lepton_rl.agents.experience import Experience
+from lepton_rl.agents.training_env import MIN_STD
+from lepton_rl.guard import FAR, Guard, evidence
+
+MEMBERS, HIDDEN, SHARE = 8, 24, 0.7
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 500, 512, 3e-3, 1.0
+CLIP, UNIT = 15.0, 5.0  # points: accidents beyond say little of the next; the networks' outputs count in fives
+HUBER = 3.0  # points beyond which an error counts linearly
+MARGIN = 1.0  # points: less is not worth the risk, and a loss is called negative transfer from here on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Weights at decisions of runs.
+
+    Attributes:
+        seen: Evidence, `[n, EVIDENCE]`.
+        worth: Points above the untouched network, `[n]`.
+        task: Number of the task, int64 `[n]`.
+    """
+
+    seen: Tensor
+    worth: Tensor
+    task: Tensor
+
+
+def evidence_of(e: Experience) -> Tensor:
+    """Return the evidence after every decision of every lane, `[lanes, decisions, EVIDENCE]`."""
+    now = e.observations[:, 1:]
+    score = e.scores[:, 1:]
+    return evidence(e.observations[:, :1].expand_as(now), now, score, e.original_score.expand_as(score))
+
+
+def worth_of(e: Experience) -> Tensor:
+    """Return the points above the untouched network after every decision of every lane, `[lanes, decisions]`."""
+    return 100 * (e.accuracies[:, 1:].mean(-1) - e.original.mean())
+
+
+def examples(experience: Sequence[Experience]) -> Examples:
+    """Return every decision of every run."""
+    seen = [evidence_of(e).flatten(0, 1) for e in experience]
+    return Examples(
+        seen=torch.cat(seen),
+        worth=torch.cat([worth_of(e).flatten() for e in experience]).clamp(-CLIP, CLIP),
+        task=torch.cat([torch.full((len(rows),), i) for i, rows in enumerate(seen)]),
+    )
+
+
+def learn_guard(experience: Sequence[Experience], seed: int = 0) -> Guard:
+    """Return a guard that has seen how the runs of the experience ended.
+
+    Args:
+        experience: Of training tasks.
+        seed: Of the first weights, the batches and which tasks each network knows.
+    """
+    data = examples(experience)
+    mean, std = data.seen.mean(0), data.seen.std(0).clamp(min=MIN_STD)
+    inputs = ((data.seen - mean) / std).clamp(-FAR, FAR)
+    rng = torch.Generator().manual_seed(seed)
+    known = torch.rand(MEMBERS, len(experience), generator=rng) < SHARE
+    shapes = ((MEMBERS, HIDDEN, inputs.shape[1]), (MEMBERS, HIDDEN, 1), (MEMBERS, 1, HIDDEN), (MEMBERS, 1, 1))
+    first, first_bias, second, second_bias = (
+        nn.Parameter(torch.randn(shape, generator=rng) / shape[-1] ** 0.5 if shape[-1] > 1 else torch.zeros(shape))
+        for shape in shapes
+    )
+    optimizer = torch.optim.AdamW((first, first_bias, second, second_bias), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        rows = torch.randint(len(inputs), (BATCH,), generator=rng)
+        expected = UNIT * (second @ torch.tanh(first @ inputs[rows].T + first_bias) + second_bias)[:, 0]
+        target = data.worth[rows].expand_as(expected)
+        errors = nn.functional.smooth_l1_loss(expected, target, reduction="none", beta=HUBER)
+        loss = (errors * known[:, data.task[rows]]).mean() * MEMBERS
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    # The mean of networks with one hidden layer is one such network, MEMBERS times as wide.
+    layers = (
+        (first.detach().flatten(0, 1), first_bias.detach().flatten()),
+        (second.detach().flatten()[None] * (UNIT / MEMBERS), UNIT * second_bias.detach().mean().reshape(1)),
+    )
+    return Guard(mean=mean, std=std, layers=layers, margin=MARGIN)
+
+
+def expected_gains(experience: Sequence[Experience], seed: int = 0, folds: int = 5) -> list[Tensor]:
+    """Return what guards that did not see a task expect of its runs' last weights, per task `[lanes]`."""
+    found: list[Tensor] = [torch.empty(0)] * len(experience)
+    for fold in np.array_split(np.random.default_rng(seed).permutation(len(experience)), folds):
+        guard = learn_guard([experience[i] for i in np.setdiff1d(np.arange(len(experience)), fold)], seed)
+        for i in fold:
+            found[i] = guard.gain(evidence_of(experience[i])[:, -1])
+    return found
+
+
+def guard_table(experience: Sequence[Experience], plans: np.ndarray, seeds: int = 3) -> str:
+    """Return what ways to choose between the last weights and the original give, as Markdown.
+
+    Args:
+        experience: Of training tasks.
+        plans: The plan whose run is judged, for each task; 0 is the tuned default.
+        seeds: Of the learned guards, each with its own folds.
+    """
+    worth = np.array([float(worth_of(e)[plan, -1]) for e, plan in zip(experience, plans, strict=True)])
+    score = np.array([float(e.scores[p, -1] - e.original_score) for e, p in zip(experience, plans, strict=True)])
+    learnt = [
+        np.array([float(gains[p]) for gains, p in zip(expected_gains(experience, seed), plans, strict=True)])
+        for seed in range(seeds)
+    ]
+    rules = {
+        "none: the last weights": [np.full(len(worth), True)],
+        "visible scores": [score >= 0],
+        "learned, margin 0": [gains > 0 for gains in learnt],
+        f"learned, margin {MARGIN:g}": [gains > MARGIN for gains in learnt],
+        "hindsight": [worth > 0],
+    }
+    regimes = np.array([str(e.facts["regime"]) for e in experience])
+    names = sorted(set(regimes))
+    lines = ["| guard | " + " | ".join(f"{name} ({int((regimes == name).sum())})" for name in names) + " |"]
+    lines.append("|---|" + "---|" * len(names))
+    for rule, kept in rules.items():
+        cells = []
+        for name in names:
+            points = np.mean([np.where(keep, worth, 0.0)[regimes == name] for keep in kept], 0)
+            losses = np.mean([np.where(keep, worth, 0.0)[regimes == name] < -1 for keep in kept])
+            adapted = np.mean([keep[regimes == name] for keep in kept])
+            error = points.std() / len(points) ** 0.5
+            cells.append(
+                f"{points.mean():+.2f} ± {error:.2f}, {100 * losses:.0f} % worse, {100 * adapted:.0f} % adapted"
+            )
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

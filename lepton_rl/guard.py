@@ -1,0 +1,58 @@
+"""A learned guard: what the weights at the end of a run are worth against the untouched network, told from signals.
+
+Scores without labels rise whenever a network becomes surer, rightly or not, and a handful of labels tells little. A
+guard has seen many training tasks to their true end, and says in points of accuracy what to expect from signals like
+these. It is learned by `lepton_rl.agents.guarding` and lies in the policy file.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lepton_rl.signals import SIGNALS
+
+EVIDENCE = 2 * len(SIGNALS) + 2
+FAR = 5.0  # standard deviations; what is further out than anything seen is taken for as far out as this
+
+Layers = tuple[tuple[Tensor, Tensor], ...]
+
+
+def evidence(start: Tensor, now: Tensor, score: Tensor, original: Tensor) -> Tensor:
+    """Return what a guard looks at.
+
+    Args:
+        start: First observation of the run, `[..., signals]`.
+        now: Observation of the weights in question, `[..., signals]`.
+        score: Their visible score, `[...]`.
+        original: Visible score of the untouched network, `[...]`.
+
+    Returns:
+        `[..., EVIDENCE]`.
+    """
+    return torch.cat([now, start, score[..., None], original[..., None]], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guard:
+    """A network from evidence to expected points.
+
+    Attributes:
+        mean: Of the evidence in training, `[EVIDENCE]`.
+        std: Standard deviation of it, `[EVIDENCE]`.
+        layers: Weights `[out, in]` and biases `[out]`, hidden ones followed by tanh; the last has one output.
+        margin: Points that have to be expected, or the original is kept.
+    """
+
+    mean: Tensor
+    std: Tensor
+    layers: Layers
+    margin: float
+
+    def gain(self, seen: Tensor) -> Tensor:
+        """Return the points of accuracy expected above the untouched network, `[..., EVIDENCE]` -> `[...]`."""
+        x = ((seen - self.mean) / self.std).clamp(-FAR, FAR)
+        *hidden, last = self.layers
+        for weight, bias in hidden:
+            x = torch.tanh(x @ weight.T + bias)
+        return (x @ last[0].T + last[1])[..., 0]

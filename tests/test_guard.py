@@ -1,0 +1,154 @@
+"""The learned guard: what it looks at, what it learns, and that a run goes by it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lepton_rl.agents.experience import Experience
+from lepton_rl.agents.guarding import MARGIN, evidence_of, expected_gains, guard_table, learn_guard, worth_of
+from lepton_rl.controls import ACTION_SIZES, KEEP
+from lepton_rl.guard import EVIDENCE, FAR, Guard, evidence
+from lepton_rl.policy import KeepPolicy, NetworkPolicy
+from lepton_rl.rollout import rollout
+from lepton_rl.selection import ORIGINAL
+from lepton_rl.signals import SIGNALS
+from tests.tiny import domain
+from tests.tiny import task as tiny_task
+
+N = len(SIGNALS)
+
+
+def constant(points: float, margin: float = 1.0) -> Guard:
+    """Return a guard that expects the same of everything."""
+    layers = ((torch.zeros(1, EVIDENCE), torch.tensor([points])),)
+    return Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=layers, margin=margin)
+
+
+def keeping(guard: Guard | None) -> NetworkPolicy:
+    """Return a network that keeps every knob, with a guard."""
+    bias = torch.cat([torch.eye(size)[keep] for size, keep in zip(ACTION_SIZES, KEEP, strict=True)])
+    layers = ((torch.zeros(sum(ACTION_SIZES), N), bias),)
+    return NetworkPolicy(mean=torch.zeros(N), std=torch.ones(N), layers=layers, guard=guard)
+
+
+def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
+    """Return a task on which one signal tells what the weights are worth, and the visible score does not."""
+    rng = torch.Generator().manual_seed(number)
+    told = torch.rand(lanes, decisions + 1, generator=rng) - 0.5
+    told[:, 0] = 0
+    observations = torch.rand(lanes, decisions + 1, N, generator=rng)
+    observations[..., 7] = told
+    accuracies = (0.5 + 0.2 * told)[..., None].expand(-1, -1, 2).clone()
+    return Experience(
+        observations=observations,
+        actions=torch.tensor(KEEP).expand(lanes, decisions, -1).clone(),
+        accuracies=accuracies,
+        scores=torch.rand(lanes, decisions + 1, generator=rng),
+        original=torch.tensor([0.5, 0.5]),
+        original_score=torch.tensor(0.5),
+        facts={"regime": "label-free", "budget": 20, "source_free": 0, "name": str(number)},
+    )
+
+
+@pytest.fixture(scope="module")
+def experience() -> list[Experience]:
+    return [synthetic(number) for number in range(40)]
+
+
+def test_evidence_is_what_is_seen_now_what_was_seen_first_and_both_scores():
+    start, now = torch.zeros(2, 3, N), torch.ones(2, 3, N)
+    seen = evidence(start, now, torch.full((2, 3), 2.0), torch.full((2, 3), 3.0))
+    assert seen.shape == (2, 3, EVIDENCE)
+    assert seen[0, 0].tolist() == [1.0] * N + [0.0] * N + [2.0, 3.0]
+
+
+def test_it_learns_from_the_signal_that_tells_and_is_judged_on_tasks_it_did_not_see(experience):
+    expected = torch.cat(expected_gains(experience))
+    worth = torch.cat([worth_of(e)[:, -1] for e in experience])
+    assert torch.corrcoef(torch.stack([expected, worth]))[0, 1] > 0.6
+    # The same examples with the outcomes of other tasks: nothing is left to learn.
+    others = [dataclasses.replace(e, accuracies=experience[i - 1].accuracies) for i, e in enumerate(experience)]
+    expected = torch.cat(expected_gains(others))
+    worth = torch.cat([worth_of(e)[:, -1] for e in others])
+    assert torch.corrcoef(torch.stack([expected, worth]))[0, 1] < 0.3
+
+
+def test_the_same_seed_gives_the_same_guard_and_another_seed_another(experience):
+    first, again, other = (learn_guard(experience, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first.layers[0], again.layers[0], strict=True))
+    assert not torch.equal(first.layers[0][0], other.layers[0][0])
+
+
+def test_gains_are_points(experience):
+    guard = learn_guard(experience)
+    seen = torch.cat([evidence_of(e)[:, -1] for e in experience])
+    worth = torch.cat([worth_of(e)[:, -1] for e in experience])
+    slope = float(torch.dot(guard.gain(seen), worth) / torch.dot(worth, worth))
+    assert 0.6 < slope < 1.2
+
+
+def test_what_is_far_out_is_taken_for_far_out(experience):
+    guard = learn_guard(experience)
+    edge = guard.mean + FAR * guard.std
+    assert torch.allclose(guard.gain(edge), guard.gain(edge + 1e6 * guard.std))
+    assert torch.isfinite(guard.gain(torch.full((EVIDENCE,), 1e30)))
+
+
+@pytest.mark.parametrize(("points", "adapted"), [(3.0, True), (1.5, True), (0.9, False), (-3.0, False)])
+def test_a_run_goes_by_the_guard(points, adapted):
+    task = tiny_task(budget=10)
+    result = rollout(task, keeping(constant(points)), seed=1)
+    assert (result.chosen != ORIGINAL) == adapted
+    assert f"{points:+.1f} points" in result.reason
+    assert result.history[0]["expected_gain"] is None
+    assert [row["expected_gain"] for row in result.history[1:]] == pytest.approx([points] * len(result.history[1:]))
+
+
+def test_the_original_is_untouched_where_it_is_kept():
+    task = tiny_task(budget=10)
+    images = domain(9, 30, 3).images
+    kept, other = (rollout(task, keeping(constant(-1.0)), seed=seed) for seed in (1, 2))
+    assert torch.equal(kept.logits(images), other.logits(images))
+    changed = rollout(task, keeping(constant(9.0)), seed=1)
+    assert not torch.equal(kept.logits(images), changed.logits(images))
+
+
+def test_without_a_guard_the_visible_scores_choose_as_for_any_policy():
+    task = tiny_task(budget=10)
+    plain, network = rollout(task, KeepPolicy(), seed=1), rollout(task, keeping(None), seed=1)
+    assert (plain.chosen, plain.reason) == (network.chosen, network.reason)
+    assert all(row["expected_gain"] is None for row in network.history)
+
+
+def test_the_guard_sees_of_a_run_what_it_was_taught_to_see():
+    """The evidence of a run is built as that of the experience: same order, same scores."""
+    task = tiny_task(budget=10)
+    weights = torch.zeros(1, EVIDENCE)
+    for at in range(EVIDENCE):
+        if at in (0, N, 2 * N, 2 * N + 1):  # progress now, progress at the start, score, score of the original
+            weights[0, at] = 1.0
+    guard = dataclasses.replace(constant(0.0), layers=((weights, torch.zeros(1)),))
+    history = rollout(task, keeping(guard), seed=1).history
+    for row in history[1:]:
+        seen = row["observation"]["progress"] + 0.0 + row["score"] + _original_score(task)
+        assert row["expected_gain"] == pytest.approx(seen, abs=1e-5)
+
+
+def _original_score(task) -> float:
+    return rollout(task, keeping(constant(-9.0)), seed=1).score
+
+
+def test_the_table_has_a_row_per_rule_and_pays_hindsight_most(experience):
+    table = guard_table(experience, np.zeros(len(experience), int), seeds=1)
+    rows = {line.split("|")[1].strip(): float(line.split("|")[2].split("±")[0]) for line in table.splitlines()[2:]}
+    assert list(rows) == [
+        "none: the last weights",
+        "visible scores",
+        "learned, margin 0",
+        f"learned, margin {MARGIN:g}",
+        "hindsight",
+    ]
+    assert rows["hindsight"] >= max(rows.values())
+    assert rows["learned, margin 0"] > rows["visible scores"]
