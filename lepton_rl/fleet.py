@@ -15,7 +15,7 @@ from lepton_rl.graphs import CudaRecorder, RecordedSteps, Recorder
 from lepton_rl.lanes import Implementation, LaneBatchNorm2d, LaneMode, stack_lanes
 from lepton_rl.normalisation import MOMENTUM, Part, Side
 from lepton_rl.objective import TERMS
-from lepton_rl.optim import LaneAdam
+from lepton_rl.optim import LaneAdam, rate_factor
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, find_stages
 from lepton_rl.step import StepInputs, StepKind, take_step
 from lepton_rl.task import VisibleTask
@@ -159,7 +159,9 @@ class FleetEngine(Engine):
         few = copy.copy(self)
         few.lanes, few.everyone = lanes, self.everyone[:lanes]
         few.blocks = [block.detach()[:lanes].clone().requires_grad_(True) for block in self.blocks]
-        few.optimizers = [LaneAdam(block) for block in few.blocks]
+        few.optimizers = [
+            LaneAdam(block, whole.factors) for block, whole in zip(few.blocks, self.optimizers, strict=True)
+        ]
         few.heads = AuxiliaryHeads(lanes, self.heads.width, self.device, self.dtype)
         few.statistics = {name: value[:lanes].clone() for name, value in self.statistics.items()}
         for name in ("live", "seeds", "n_classes", "has_class", "mean", "std"):
@@ -185,7 +187,17 @@ class FleetEngine(Engine):
             empty = torch.zeros(self.lanes, 0, device=self.device, dtype=self.dtype)
             self.blocks.append(torch.cat(rows or [empty], dim=1).requires_grad_(True))
         self.start = [block.detach().clone() for block in self.blocks]
-        self.optimizers = [LaneAdam(block) for block in self.blocks]
+        self.optimizers = [
+            LaneAdam(block, self._factors(names)) for block, names in zip(self.blocks, self.names, strict=True)
+        ]
+
+    def _factors(self, names: list[str]) -> Tensor | None:
+        """Return the share of the learning rate for each weight of a block, `[p]`; None where all have all of it."""
+        factors = [rate_factor(name, self.shapes[name]) for name in names]
+        if all(factor == 1 for factor in factors):
+            return None
+        rows = [torch.full((self.shapes[name].numel(),), factor) for name, factor in zip(names, factors, strict=True)]
+        return torch.cat(rows).to(self.device, self.dtype)
 
     def _parameters(self) -> dict[str, Tensor]:
         """Cut the blocks into the network's parameters."""

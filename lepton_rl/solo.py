@@ -12,6 +12,7 @@ from lepton_rl.auxiliary import AuxiliaryHeads
 from lepton_rl.engine import Engine
 from lepton_rl.errors import InputError
 from lepton_rl.normalisation import DomainStatistics, Part, Side
+from lepton_rl.optim import rate_factor
 from lepton_rl.outputs import as_logits
 from lepton_rl.prefix import CACHE_BYTES, PrefixCache, SplitNetwork
 from lepton_rl.stages import HEAD, N_GROUPS, N_STAGES, StagePlan, find_stages
@@ -76,9 +77,11 @@ class SoloEngine(Engine):
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.groups: list[list[nn.Parameter]] = [[] for _ in range(N_GROUPS)]
+        self.factors: dict[nn.Parameter, float] = {}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(True)
             self.groups[self.plan.group_of(name)].append(parameter)
+            self.factors[parameter] = rate_factor(name, parameter.shape)
         self.start = [[p.detach().clone() for p in group] for group in self.groups]
         self.statistics = DomainStatistics(self.model, self.plan)
         self.optimizer: torch.optim.Adam | None = None
@@ -236,16 +239,16 @@ class SoloEngine(Engine):
         """Take one optimizer step on what is unfrozen."""
         del trained
         assert self.optimizer is not None
-        group = self.optimizer.param_groups[0]
-        for parameter in group["params"]:
-            parameter.grad = None
+        self.optimizer.zero_grad()
         if loss.requires_grad:
             torch.autograd.backward(loss.sum())
-        for parameter in group["params"]:
-            if parameter.grad is None:  # no term reaches it: its moments still decay, as in a fleet
-                parameter.grad = torch.zeros_like(parameter)
         # A tensor on CUDA, so that the device is not waited for.
-        group["lr"] = learning_rate[0] if self.device.type == "cuda" else float(learning_rate[0])
+        rate = learning_rate[0] if self.device.type == "cuda" else float(learning_rate[0])
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+            for parameter in group["params"]:
+                if parameter.grad is None:  # no term reaches it: its moments still decay, as in a fleet
+                    parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
 
     def set_depth(self, unfrozen_stages: Tensor) -> None:
@@ -272,9 +275,12 @@ class SoloEngine(Engine):
 
     def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
         """Make an optimizer of what trains now; what trained before keeps its moments."""
-        parameters = [p for group, live in zip(self.groups, self.live, strict=True) if live for p in group]
-        optimizer = torch.optim.Adam(parameters, fused=True)
-        for parameter in parameters:
+        alike: dict[float, list[nn.Parameter]] = {}
+        for group, live in zip(self.groups, self.live, strict=True):
+            for parameter in group if live else ():
+                alike.setdefault(self.factors[parameter], []).append(parameter)
+        optimizer = torch.optim.Adam([{"params": ps, "factor": factor} for factor, ps in alike.items()], fused=True)
+        for parameter in (p for parameters in alike.values() for p in parameters):
             if parameter in state:
                 optimizer.state[parameter] = state[parameter]
         return optimizer
