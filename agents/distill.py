@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from lepton_rl.agents.experience import Experience, read_experience, read_glances
 from lepton_rl.agents.guarding import learn_guard
 from lepton_rl.agents.plans import CHOICES, PLANS, STOPPED
-from lepton_rl.agents.training_env import MIN_STD
 from lepton_rl.controls import ACTION_SIZES, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
+from lepton_rl.standardise import Standardiser
 
 if TYPE_CHECKING:
     from sklearn.ensemble import ExtraTreesRegressor
@@ -177,14 +177,14 @@ def distil(
         smoothing: Probability that is spread over the sub-actions that were not taken.
         seed: Of the trees and the first weights.
     """
-    mean, std = statistics(experience)
+    inputs = Standardiser.of(torch.cat([e.observations.flatten(0, 1) for e in experience]))
     looked_at = np.concatenate([np.stack([first_signals(e) for e in experience]), glances.numpy()])
     plans = plans_for(looked_at, experience, margin, seed).tolist()
     played, glanced = plans[: len(experience)], plans[len(experience) :]
     runs = [cloned(e, plan) for e, plan in zip(experience, played, strict=True)]
     # What a plan does first does not depend on how many decisions follow.
     runs += [(seen[None], CHOICES[plan].actions(2)[:1]) for seen, plan in zip(glances, glanced, strict=True)]
-    states = (torch.cat([seen for seen, _ in runs]) - mean) / std
+    states = inputs(torch.cat([seen for seen, _ in runs]))
     actions = torch.cat([done for _, done in runs])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -205,7 +205,7 @@ def distil(
         schedule.step()
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
     layers = tuple((layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in linear)
-    return NetworkPolicy(mean=mean, std=std, layers=layers, settings=start)
+    return NetworkPolicy(inputs=inputs, layers=layers, settings=start)
 
 
 def distilled(
@@ -249,12 +249,6 @@ def distilled(
     }
     actor = distil(experience, glances, choice.margin, start, hidden=hidden, smoothing=1 - keep, seed=seed)
     return replace(actor, guard=learn_guard(experience, seed)), facts
-
-
-def statistics(experience: Sequence[Experience]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of all observations, both `[signals]`."""
-    everything = torch.cat([e.observations.flatten(0, 1) for e in experience])
-    return everything.mean(0), everything.std(0).clamp(min=MIN_STD)
 
 
 def _network(signals: int, hidden: Sequence[int]) -> nn.Sequential:

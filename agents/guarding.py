@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lepton_rl.agents.experience import Experience
-from lepton_rl.agents.training_env import MIN_STD
-from lepton_rl.guard import FAR, Guard, evidence
+from lepton_rl.guard import Guard, evidence
+from lepton_rl.standardise import Standardiser
 
 MEMBERS, HIDDEN, SHARE = 8, 24, 0.7
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 500, 512, 3e-3, 1.0
@@ -67,8 +67,8 @@ def learn_guard(experience: Sequence[Experience], seed: int = 0) -> Guard:
         seed: Of the first weights, the batches and which tasks each network knows.
     """
     data = examples(experience)
-    mean, std = data.seen.mean(0), data.seen.std(0).clamp(min=MIN_STD)
-    inputs = ((data.seen - mean) / std).clamp(-FAR, FAR)
+    scale = Standardiser.of(data.seen)
+    inputs = scale(data.seen)
     rng = torch.Generator().manual_seed(seed)
     known = torch.rand(MEMBERS, len(experience), generator=rng) < SHARE
     shapes = ((MEMBERS, HIDDEN, inputs.shape[1]), (MEMBERS, HIDDEN, 1), (MEMBERS, 1, HIDDEN), (MEMBERS, 1, 1))
@@ -93,7 +93,7 @@ def learn_guard(experience: Sequence[Experience], seed: int = 0) -> Guard:
         (first.detach().flatten(0, 1), first_bias.detach().flatten()),
         (second.detach().flatten()[None] * (UNIT / MEMBERS), UNIT * second_bias.detach().mean().reshape(1)),
     )
-    return Guard(mean=mean, std=std, layers=layers, margin=MARGIN)
+    return Guard(inputs=scale, layers=layers, margin=MARGIN)
 
 
 def expected_gains(experience: Sequence[Experience], seed: int = 0, folds: int = 5) -> list[Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings
 from lepton_rl.guard import Guard
 from lepton_rl.policy import NetworkPolicy
+from lepton_rl.standardise import Standardiser
 
 
 class ResumablePPO(PPO):
@@ -70,15 +71,12 @@ def keep_probabilities(model: PPO, observations: Tensor) -> Tensor:
         return torch.stack([head.probs[:, keep].mean() for head, keep in zip(heads, KEEP, strict=True)])
 
 
-def actor(
-    model: PPO, mean: Tensor, std: Tensor, settings: ControlSettings, guard: Guard | None = None
-) -> NetworkPolicy:
+def actor(model: PPO, inputs: Standardiser, settings: ControlSettings, guard: Guard | None = None) -> NetworkPolicy:
     """Cut the actor out of a PPO model.
 
     Args:
-        model: Trained on observations normalised by `mean` and `std`.
-        mean: `[signals]`.
-        std: `[signals]`.
+        model: Trained on observations that `inputs` has standardised.
+        inputs: The same.
         settings: The knobs that a run starts with.
         guard: Goes with the policy; PPO does not change it.
     """
@@ -86,8 +84,7 @@ def actor(
     action_net = model.policy.action_net
     assert isinstance(action_net, nn.Linear)
     return NetworkPolicy(
-        mean=mean,
-        std=std,
+        inputs=inputs,
         layers=tuple((x.weight.detach().clone(), x.bias.detach().clone()) for x in (*layers, action_net)),
         settings=settings,
         guard=guard,

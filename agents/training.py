@@ -28,7 +28,7 @@ from lepton_rl.agents.train import TrainConfig
 from lepton_rl.agents.training_env import NormalisedVecEnv, Watcher, faster_engine, make_env, observation_statistics
 from lepton_rl.agents.validation import greedy_accuracies
 from lepton_rl.agents.workers import WorkerDied
-from lepton_rl.artifact import PolicyArtifact
+from lepton_rl.artifact import PolicyArtifact, inputs_of, named_inputs
 from lepton_rl.cache import remove_unfinished, write_atomically
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.choice import Kind
@@ -83,14 +83,14 @@ class Training:
         self.inner = SB3VecEnv(make_env(config))
         first: NetworkPolicy | None = None
         if saved is not None:
-            self.mean, self.std = saved["observation.mean"], saved["observation.std"]
+            self.inputs = inputs_of(saved, "observation")
         elif config.experience is not None:
             first, self.taught = distilled(
                 config.experience, hidden=config.hidden, keep=config.keep_probability, seed=config.seed
             )
-            self.mean, self.std, self.guard = first.mean, first.std, first.guard
+            self.inputs, self.guard = first.inputs, first.guard
         else:
-            self.mean, self.std = observation_statistics(self.inner, config.seed)
+            self.inputs = observation_statistics(self.inner, config.seed)
         self.model = self._make_model(saved)
         if first is not None:
             start_from(self.model, first)
@@ -107,7 +107,7 @@ class Training:
         config = self.config
         model = ResumablePPO(
             "MlpPolicy",
-            NormalisedVecEnv(self.inner, self.mean, self.std),
+            NormalisedVecEnv(self.inner, self.inputs),
             n_steps=config.n_steps,
             batch_size=config.batch_size,
             n_epochs=config.n_epochs,
@@ -174,11 +174,8 @@ class Training:
 
     def _save(self) -> None:
         """Write one file that holds everything, then the files for people."""
-        tensors = training_state(self.model) | {
-            "observation.mean": self.mean,
-            "observation.std": self.std,
-            "policy_file": torch.tensor(list(self.policy_file), dtype=torch.uint8),
-        }
+        file = torch.tensor(list(self.policy_file), dtype=torch.uint8)
+        tensors = training_state(self.model) | named_inputs(self.inputs, "observation") | {"policy_file": file}
         best = float(self.best) if np.isfinite(self.best) else None
         facts = {"arguments": self.arguments, "rows": self.rows, "best": best, "taught": self.taught}
         self.files.save(Checkpoint(tensors=tensors, facts=facts))
@@ -207,7 +204,7 @@ class Training:
         return PolicyArtifact(policy=self._actor(), card=card).to_bytes()
 
     def _actor(self) -> NetworkPolicy:
-        return actor(self.model, self.mean, self.std, tuned_default(), self.guard)
+        return actor(self.model, self.inputs, tuned_default(), self.guard)
 
     # ----- the loop
 
@@ -269,7 +266,7 @@ class Training:
             )
 
     def _row(self, watcher: Watcher) -> dict[str, Any]:
-        observations = torch.as_tensor(self.model.rollout_buffer.observations).reshape(-1, len(self.mean))
+        observations = torch.as_tensor(self.model.rollout_buffer.observations).reshape(-1, len(self.inputs.mean))
         kept = keep_probabilities(self.model, observations)
         logged = self.model.logger.name_to_value
         return {

@@ -1,6 +1,7 @@
 """The lanes that a training plays on: processes or fleets, normalised observations, and what happens on them."""
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
-from torch import Tensor
 
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.train import TrainConfig
@@ -20,19 +20,20 @@ from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.envs.session import SessionConfig
 from lepton_rl.models import TRAIN_ARCHITECTURES
 from lepton_rl.policy import RandomPolicy
+from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 
 STATISTICS_DECISIONS = 8  # decisions per lane that the observation statistics are taken from
 REWARD_SCALE = 0.2  # points to units of about 1, for the critic
-MIN_STD = 0.05  # signals that hardly move in training must not explode on a task where they do
 
 
 class NormalisedVecEnv(VecEnvWrapper):
-    """Observations less their mean over their standard deviation, both fixed before training; rewards scaled."""
+    """Observations standardised by statistics fixed before training; rewards scaled."""
 
-    def __init__(self, venv: SB3VecEnv, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, venv: SB3VecEnv, inputs: Standardiser) -> None:
         super().__init__(venv)
         # Copies: a tensor that is sent to another process moves to shared memory and leaves its views dangling.
-        self.mean, self.std = mean.numpy().copy(), std.numpy().copy()
+        self.inputs = Standardiser(**{name: value.clone() for name, value in vars(inputs).items()})
 
     def reset(self) -> np.ndarray:
         """Start every lane."""
@@ -47,7 +48,7 @@ class NormalisedVecEnv(VecEnvWrapper):
         return self._normalised(observations), rewards * REWARD_SCALE, dones, infos
 
     def _normalised(self, observations: Any) -> np.ndarray:  # noqa: ANN401 - SB3's union; here always an array
-        out: np.ndarray = (observations - self.mean) / self.std
+        out: np.ndarray = self.inputs(torch.from_numpy(np.asarray(observations))).numpy()
         return out
 
 
@@ -100,8 +101,8 @@ def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  
     return FineTuneVectorEnv(config.n_envs, fleet=kind != "workers", **arguments)
 
 
-def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of the observations under rare random actions, both `[signals]`."""
+def observation_statistics(env: SB3VecEnv, seed: int) -> Standardiser:
+    """Return the statistics of the observations under rare random actions; the range is all that a signal can be."""
     env.seed(seed)
     seen: list[Any] = [env.reset()]
     random = RandomPolicy()
@@ -112,5 +113,5 @@ def observation_statistics(env: SB3VecEnv, seed: int) -> tuple[Tensor, Tensor]:
         keep = rng.random(actions.shape) < 0.8
         observations, *_ = env.step(np.where(keep, np.array(KEEP), actions))
         seen.append(observations)
-    stacked = torch.as_tensor(np.concatenate(seen))
-    return stacked.mean(0), stacked.std(0).clamp(min=MIN_STD)
+    low, high = (torch.tensor([getattr(signal, end) for signal in SIGNALS]).float() for end in ("low", "high"))
+    return replace(Standardiser.of(torch.as_tensor(np.concatenate(seen))), low=low, high=high)

@@ -6,7 +6,8 @@ the tensors of the format, and the schema must be the one this version observes 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from lepton_rl.errors import InputError
 from lepton_rl.guard import EVIDENCE, Guard, Layers
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 
-FORMAT_VERSION = 2  # 2: a guard
+FORMAT_VERSION = 2  # 2: a guard; the range of the observations
 MAX_FILE_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_LAYERS = 8
 SHIPPED = "lepton-v1"
 TUNED_DEFAULT = "tuned-default"
 _PARTS = ("weight", "bias")
+STATISTICS = tuple(field.name for field in fields(Standardiser))
 
 
 def observation_schema() -> dict[str, Any]:
@@ -63,10 +66,9 @@ class PolicyArtifact:
     def to_bytes(self) -> bytes:
         """Return the file; identical bytes for identical content."""
         guard = self.policy.guard
-        tensors: dict[str, Tensor] = {"observation.mean": self.policy.mean, "observation.std": self.policy.std}
-        tensors |= _named(self.policy.layers, "layer")
+        tensors = named_inputs(self.policy.inputs, "observation") | _named(self.policy.layers, "layer")
         if guard is not None:
-            tensors |= {"guard.mean": guard.mean, "guard.std": guard.std} | _named(guard.layers, "guard.layer")
+            tensors |= named_inputs(guard.inputs, "guard") | _named(guard.layers, "guard.layer")
         described = {
             "format_version": FORMAT_VERSION,
             "observation": observation_schema(),
@@ -112,14 +114,23 @@ class PolicyArtifact:
         if not isinstance(settings, dict):
             raise InputError(f"{name!r} has no control settings: expected a JSON object; the file is damaged")
         policy = NetworkPolicy(
-            mean=tensors["observation.mean"],
-            std=tensors["observation.std"],
+            inputs=inputs_of(tensors, "observation"),
             layers=layers,
             settings=ControlSettings.from_json(json.dumps(settings)),
             guard=_guard(tensors, described["guard"], name),
         )
         card = described["card"]
         return cls(policy=policy, card=card if isinstance(card, dict) else {})
+
+
+def named_inputs(inputs: Standardiser, prefix: str) -> dict[str, Tensor]:
+    """Return a standardiser as named tensors; `inputs_of` reads them."""
+    return {f"{prefix}.{part}": value for part, value in vars(inputs).items()}
+
+
+def inputs_of(tensors: Mapping[str, Tensor], prefix: str) -> Standardiser:
+    """Return the standardiser that `named_inputs` wrote."""
+    return Standardiser(**{part: tensors[f"{prefix}.{part}"] for part in STATISTICS})
 
 
 def _named(layers: Layers, prefix: str) -> dict[str, Tensor]:
@@ -137,7 +148,7 @@ def _guard(tensors: dict[str, Tensor], described: dict[str, Any] | None, name: s
     layers = _layers(tensors, "guard.layer", described["layers"])
     _check_shapes(tensors, "guard", layers, (EVIDENCE, 1), name)
     margin = float(described["margin"])
-    return Guard(mean=tensors["guard.mean"], std=tensors["guard.std"], layers=layers, margin=margin)
+    return Guard(inputs=inputs_of(tensors, "guard"), layers=layers, margin=margin)
 
 
 def _description(content: bytes, name: str) -> dict[str, Any]:
@@ -196,10 +207,10 @@ def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, 
     except (SafetensorError, ValueError, RuntimeError, KeyError, OverflowError) as error:
         reason = str(error).splitlines()[0][:100]
         raise InputError(f"{name!r} cannot be read ({reason}): expected a whole policy file; get it again") from None
-    expected = {"observation.mean", "observation.std"}
+    expected = {f"observation.{part}" for part in STATISTICS}
     expected |= {f"layer.{i}.{part}" for i in range(described["layers"]) for part in _PARTS}
     if described["guard"] is not None:
-        expected |= {"guard.mean", "guard.std"}
+        expected |= {f"guard.{part}" for part in STATISTICS}
         expected |= {f"guard.layer.{i}.{part}" for i in range(described["guard"]["layers"]) for part in _PARTS}
     if set(tensors) != expected:
         raise InputError(f"{name!r} holds the tensors {sorted(tensors)[:9]}: expected {sorted(expected)}; get it again")
@@ -212,8 +223,9 @@ def _tensors(content: bytes, described: dict[str, Any], name: str) -> dict[str, 
 def _check_shapes(tensors: dict[str, Tensor], inputs: str, layers: Layers, ends: tuple[int, int], name: str) -> None:
     """Check statistics of the inputs and layers from them to the outputs, `ends` of them."""
     sizes = [ends[0]]
-    mean, std = tensors[f"{inputs}.mean"], tensors[f"{inputs}.std"]
-    good = mean.shape == std.shape == (ends[0],) and bool((std > 0).all())
+    scale = inputs_of(tensors, inputs)
+    good = all(value.shape == (ends[0],) for value in vars(scale).values())
+    good = good and bool((scale.std > 0).all()) and bool((scale.low <= scale.high).all())
     for weight, bias in layers:
         good = good and weight.dim() == 2 and weight.shape[1] == sizes[-1] and bias.shape == weight.shape[:1]
         if not good:

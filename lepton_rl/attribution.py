@@ -17,6 +17,7 @@ from torch import Tensor
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
 from lepton_rl.policy import NetworkPolicy, Policy
 from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.standardise import Standardiser
 
 PANELS, NODES = 64, 8  # of the Gauss-Legendre rule along the path
 SHOWN = 3
@@ -47,12 +48,12 @@ def attribute(policy: NetworkPolicy, observation: Tensor, action: Tensor) -> Att
         action: Number of every sub-action, int64 `[knobs]`.
     """
     actor = NetworkPolicy(
-        mean=policy.mean.double(),
-        std=policy.std.double(),
+        inputs=Standardiser(**{name: value.double() for name, value in vars(policy.inputs).items()}),
         layers=tuple((weight.double(), bias.double()) for weight, bias in policy.layers),
         settings=policy.settings,
     )
-    baseline, seen = actor.mean, observation.double()
+    # Clipped first, as the actor does: a kink on the path would spoil the integral.
+    baseline, seen = actor.inputs.mean, observation.double().clamp(actor.inputs.low, actor.inputs.high)
     nodes, shares = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(NODES))
     panel = torch.arange(PANELS)[:, None]
     along = ((panel + (nodes + 1) / 2) / PANELS).flatten()[:, None]

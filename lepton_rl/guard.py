@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 
 EVIDENCE = 2 * len(SIGNALS) + 2
-FAR = 5.0  # standard deviations; what is further out than anything seen is taken for as far out as this
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -38,20 +38,18 @@ class Guard:
     """A network from evidence to expected points.
 
     Attributes:
-        mean: Of the evidence in training, `[EVIDENCE]`.
-        std: Standard deviation of it, `[EVIDENCE]`.
+        inputs: From the evidence of the training.
         layers: Weights `[out, in]` and biases `[out]`, hidden ones followed by tanh; the last has one output.
         margin: Points that have to be expected, or the original is kept.
     """
 
-    mean: Tensor
-    std: Tensor
+    inputs: Standardiser
     layers: Layers
     margin: float
 
     def gain(self, seen: Tensor) -> Tensor:
         """Return the points of accuracy expected above the untouched network, `[..., EVIDENCE]` -> `[...]`."""
-        x = ((seen - self.mean) / self.std).clamp(-FAR, FAR)
+        x = self.inputs(seen)
         *hidden, last = self.layers
         for weight, bias in hidden:
             x = torch.tanh(x @ weight.T + bias)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lepton_rl import streams
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings, tuned_default
 from lepton_rl.guard import Guard, Layers
+from lepton_rl.standardise import Standardiser
 
 ACTION_STREAM = 100  # apart from the engine's streams
 
@@ -91,22 +92,20 @@ class NetworkPolicy:
     """A trained actor: observation normalisation, two hidden layers, the most likely sub-actions.
 
     Attributes:
-        mean: Of the observations in training, `[signals]`.
-        std: Standard deviation of the observations in training, `[signals]`.
+        inputs: From the observations of the training.
         layers: Weights `[out, in]` and biases `[out]` of the layers, hidden ones followed by tanh.
         settings: The knobs that a run starts with.
         guard: Chooses between the final weights and the original; None = the visible scores do.
     """
 
-    mean: Tensor
-    std: Tensor
+    inputs: Standardiser
     layers: Layers
     settings: ControlSettings = field(default_factory=tuned_default)
     guard: Guard | None = None
 
     def logits(self, observations: Tensor) -> Tensor:
         """Return the logits of all sub-actions side by side, `[n, sum(ACTION_SIZES)]`."""
-        x = (observations - self.mean) / self.std
+        x = self.inputs(observations)
         *hidden, last = self.layers
         for weight, bias in hidden:
             x = torch.tanh(x @ weight.T + bias)
@@ -115,5 +114,5 @@ class NetworkPolicy:
     def act(self, observations: Tensor, decisions: Tensor, seeds: Tensor) -> Tensor:
         """Return the most likely sub-actions."""
         del decisions, seeds
-        parts = self.logits(observations.to(self.mean)).split(ACTION_SIZES, dim=1)
+        parts = self.logits(observations.to(self.inputs.mean)).split(ACTION_SIZES, dim=1)
         return torch.stack([part.argmax(1) for part in parts], dim=1)

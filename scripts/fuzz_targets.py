@@ -26,6 +26,7 @@ from lepton_rl.loading import load_weights
 from lepton_rl.policy import NetworkPolicy
 from lepton_rl.report.records import number, numbers, read_lines, read_object, text
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,8 @@ def _policy() -> bytes:
     n, k = len(SIGNALS), sum(ACTION_SIZES)
     layers = ((torch.ones(2, n), torch.zeros(2)), (torch.ones(k, 2), torch.zeros(k)))
     looks = ((torch.ones(1, EVIDENCE), torch.zeros(1)),)
-    guard = Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=looks, margin=1.0)
-    policy = NetworkPolicy(mean=torch.zeros(n), std=torch.ones(n), layers=layers, guard=guard)
+    guard = Guard(inputs=Standardiser.unchanged(EVIDENCE), layers=looks, margin=1.0)
+    policy = NetworkPolicy(inputs=Standardiser.unchanged(n), layers=layers, guard=guard)
     return PolicyArtifact(policy=policy, card={"name": "x", "scores": [1, 2.5], "deep": {"a": None}}).to_bytes()
 
 

@@ -19,6 +19,7 @@ from lepton_rl.errors import InputError
 from lepton_rl.guard import EVIDENCE, Guard
 from lepton_rl.policy import KeepPolicy, NetworkPolicy
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 
 
 def make_artifact(seed: int = 0, *, guarded: bool = False) -> PolicyArtifact:
@@ -28,8 +29,7 @@ def make_artifact(seed: int = 0, *, guarded: bool = False) -> PolicyArtifact:
         (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in itertools.pairwise(sizes)
     )
     policy = NetworkPolicy(
-        mean=torch.randn(len(SIGNALS), generator=rng),
-        std=torch.rand(len(SIGNALS), generator=rng) + 0.1,
+        inputs=Standardiser.of(torch.randn(9, len(SIGNALS), generator=rng)),
         layers=layers,
         settings=ControlSettings(),
     )
@@ -38,7 +38,7 @@ def make_artifact(seed: int = 0, *, guarded: bool = False) -> PolicyArtifact:
         layers = tuple(
             (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in itertools.pairwise(sizes)
         )
-        guard = Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=layers, margin=1.0)
+        guard = Guard(inputs=Standardiser.unchanged(EVIDENCE), layers=layers, margin=1.0)
         policy = replace(policy, guard=guard)
     return PolicyArtifact(policy=policy, card={"b": 1, "a": "two"})
 
@@ -99,6 +99,7 @@ def test_a_guard_of_wrong_shapes_or_numbers_is_refused():
         ("guard.layer.0.weight", torch.zeros(5, EVIDENCE + 1)),
         ("guard.layer.1.weight", torch.zeros(2, 5)),
         ("guard.std", torch.zeros(EVIDENCE)),
+        ("guard.low", torch.full((EVIDENCE,), 3e38)),
         ("guard.mean", torch.full((EVIDENCE,), torch.nan)),
     ):
         content = make_artifact(guarded=True).to_bytes()

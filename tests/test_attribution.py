@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lepton_rl.attribution import attribute, explain_decisions
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS
 from lepton_rl.policy import KeepPolicy, NetworkPolicy
 from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.standardise import Standardiser
 
 N, K = len(SIGNAL_NAMES), sum(ACTION_SIZES)
 
@@ -23,14 +25,15 @@ def network(seed, scale=1.0, hidden=16):
         for a, b in itertools.pairwise(sizes)
     )
     mean, std = torch.rand(N, generator=g), 0.1 + torch.rand(N, generator=g)
-    return NetworkPolicy(mean=mean, std=std, layers=layers)
+    return NetworkPolicy(inputs=replace(Standardiser.unchanged(N), mean=mean, std=std), layers=layers)
 
 
 def test_a_single_layer_by_hand():
     """With one layer and two logits a slope is (1 - p) w / std; its mean along the path has a closed form."""
     weight = torch.zeros(K, N)
     weight[-1, 3] = 2.0  # the last knob is stop: logits 0 and 2 (x - 0.5) / 0.25
-    policy = NetworkPolicy(mean=torch.full((N,), 0.5), std=torch.full((N,), 0.25), layers=((weight, torch.zeros(K)),))
+    scale = replace(Standardiser.unchanged(N), mean=torch.full((N,), 0.5), std=torch.full((N,), 0.25))
+    policy = NetworkPolicy(inputs=scale, layers=((weight, torch.zeros(K)),))
     observation = torch.full((N,), 0.5)
     observation[3], observation[4] = 0.75, 0.9
     action = torch.tensor([*KEEP[:-1], 1])
@@ -58,14 +61,14 @@ def test_completeness(seed, scale):
 
 def test_nothing_is_explained_where_nothing_differs():
     policy = network(1)
-    found = attribute(policy, policy.mean, torch.tensor(KEEP))
+    found = attribute(policy, policy.inputs.mean, torch.tensor(KEEP))
     assert float(found.weights.abs().max()) == 0.0
     assert torch.equal(found.log_probability, found.typical)
 
 
 def test_the_shipped_policy_is_explained_completely():
     policy = load_policy(SHIPPED)
-    observation = (policy.mean + policy.std * torch.linspace(-2, 2, N)).clamp(-1, 2)
+    observation = (policy.inputs.mean + policy.inputs.std * torch.linspace(-2, 2, N)).clamp(-1, 2)
     found = attribute(policy, observation, torch.tensor(KEEP))
     assert float(found.weights.sum()) == pytest.approx(float((found.log_probability - found.typical).sum()), abs=1e-6)
 

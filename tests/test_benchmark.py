@@ -31,6 +31,7 @@ from lepton_rl.errors import InputError
 from lepton_rl.policy import NetworkPolicy
 from lepton_rl.rollout import RunResult
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 from lepton_rl.stopping import Stopped
 from lepton_rl.task import AdaptationTask, HiddenTask, VisibleTask
 
@@ -257,7 +258,7 @@ def policy_file(path, rate):
     layers = tuple(
         (torch.randn(out, into, generator=rng), torch.randn(out, generator=rng)) for into, out in pairwise(widths)
     )
-    network = NetworkPolicy(mean=torch.zeros(widths[0]), std=torch.ones(widths[0]), layers=layers)
+    network = NetworkPolicy(inputs=Standardiser.unchanged(widths[0]), layers=layers)
     PolicyArtifact(policy=network, card={"name": path.stem}).save(path)
     return str(path)
 

@@ -22,6 +22,7 @@ from lepton_rl.demo import demo_table
 from lepton_rl.models import build_model
 from lepton_rl.policy import NetworkPolicy
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 from lepton_rl.suite import TaskSuite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +78,7 @@ def tiny_policy(card=None):
 
     n, k = len(SIGNALS), sum(ACTION_SIZES)
     layers = ((torch.zeros(3, n), torch.zeros(3)), (torch.zeros(k, 3), torch.zeros(k)))
-    policy = NetworkPolicy(mean=torch.zeros(n), std=torch.ones(n), layers=layers)
+    policy = NetworkPolicy(inputs=Standardiser.unchanged(n), layers=layers)
     return PolicyArtifact(policy=policy, card=card or {})
 
 

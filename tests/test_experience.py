@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, privileged
-from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, plans_for, returns, statistics
+from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, plans_for, returns
 from lepton_rl.agents.experience import Experience, ExperienceConfig, collect, glance, play, read_glances
 from lepton_rl.agents.headroom import headroom, headroom_table, plans_table
 from lepton_rl.agents.plans import PLANS, STOPPED, Plan
@@ -203,7 +203,7 @@ def test_the_clone_does_what_was_chosen_and_fits_into_ppo(experience):
     model = ResumablePPO("MlpPolicy", Lanes(), n_steps=8, batch_size=8, device="cpu",
                          policy_kwargs={"net_arch": {"pi": [16, 16], "vf": [16]}})  # fmt: skip
     start_from(model, policy)
-    back = actor(model, policy.mean, policy.std, policy.settings)
+    back = actor(model, policy.inputs, policy.settings)
     assert torch.equal(back.logits(states), policy.logits(states))
 
 
@@ -223,10 +223,11 @@ def test_glances_are_told_what_the_played_tasks_taught(experience):
     assert right[1] > 0.75  # one signal of 85 tells
 
 
-def test_statistics_are_those_of_all_observations(experience):
-    mean, std = statistics(experience)
-    assert mean[HAS_LABELS] == pytest.approx(0.5)
-    assert std[HAS_LABELS] == pytest.approx(0.5, abs=0.01)
+def test_the_actor_is_standardised_by_all_observations(experience):
+    inputs = distil(experience, torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), hidden=(4,)).inputs
+    assert inputs.mean[HAS_LABELS] == pytest.approx(0.5)
+    assert inputs.std[HAS_LABELS] == pytest.approx(0.5, abs=0.01)
+    assert (inputs.low[HAS_LABELS], inputs.high[HAS_LABELS]) == (0, 1)
 
 
 def test_experience_of_another_default_is_refused(tmp_path, experience):

@@ -9,11 +9,12 @@ import torch
 from lepton_rl.agents.experience import Experience
 from lepton_rl.agents.guarding import MARGIN, evidence_of, expected_gains, guard_table, learn_guard, worth_of
 from lepton_rl.controls import ACTION_SIZES, KEEP
-from lepton_rl.guard import EVIDENCE, FAR, Guard, evidence
+from lepton_rl.guard import EVIDENCE, Guard, evidence
 from lepton_rl.policy import KeepPolicy, NetworkPolicy
 from lepton_rl.rollout import rollout
 from lepton_rl.selection import ORIGINAL
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 from tests.tiny import domain
 from tests.tiny import task as tiny_task
 
@@ -23,14 +24,14 @@ N = len(SIGNALS)
 def constant(points: float, margin: float = 1.0) -> Guard:
     """Return a guard that expects the same of everything."""
     layers = ((torch.zeros(1, EVIDENCE), torch.tensor([points])),)
-    return Guard(mean=torch.zeros(EVIDENCE), std=torch.ones(EVIDENCE), layers=layers, margin=margin)
+    return Guard(inputs=Standardiser.unchanged(EVIDENCE), layers=layers, margin=margin)
 
 
 def keeping(guard: Guard | None) -> NetworkPolicy:
     """Return a network that keeps every knob, with a guard."""
     bias = torch.cat([torch.eye(size)[keep] for size, keep in zip(ACTION_SIZES, KEEP, strict=True)])
     layers = ((torch.zeros(sum(ACTION_SIZES), N), bias),)
-    return NetworkPolicy(mean=torch.zeros(N), std=torch.ones(N), layers=layers, guard=guard)
+    return NetworkPolicy(inputs=Standardiser.unchanged(N), layers=layers, guard=guard)
 
 
 def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
@@ -91,8 +92,9 @@ def test_gains_are_points(experience):
 
 def test_what_is_far_out_is_taken_for_far_out(experience):
     guard = learn_guard(experience)
-    edge = guard.mean + FAR * guard.std
-    assert torch.allclose(guard.gain(edge), guard.gain(edge + 1e6 * guard.std))
+    edge = guard.inputs.high
+    assert torch.equal(guard.gain(edge), guard.gain(edge + 1e6 * guard.inputs.std))
+    assert not torch.equal(guard.gain(edge), guard.gain(guard.inputs.mean))
     assert torch.isfinite(guard.gain(torch.full((EVIDENCE,), 1e30)))
 
 

@@ -27,6 +27,7 @@ from lepton_rl.cache import write_atomically
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.errors import InputError
 from lepton_rl.lock import beside, locked
+from lepton_rl.standardise import Standardiser
 from lepton_rl.stopping import STOP_SIGNALS, Stopped, stop_on_signals
 
 HERE = Path(__file__).resolve().parent
@@ -376,15 +377,16 @@ def test_a_worker_whose_parent_left_an_answer_unread_leaves_without_a_word():
 
 
 def test_the_observation_statistics_outlive_a_policy_that_is_sent_to_a_process():
-    mean, std = torch.arange(3.0), torch.ones(3)
+    inputs = Standardiser(mean=torch.arange(3.0), std=torch.ones(3), low=torch.zeros(3), high=torch.ones(3))
+    mean = inputs.mean
     lanes = SyncVectorEnv([killing.QuickEnv], autoreset_mode=AutoresetMode.SAME_STEP)
-    env = training_env.NormalisedVecEnv(training_env.SB3VecEnv(lanes), mean, std)
+    env = training_env.NormalisedVecEnv(training_env.SB3VecEnv(lanes), inputs)
     before = mean.data_ptr()
     ForkingPickler.dumps(mean)  # as a pipe to another process does
     assert mean.data_ptr() != before  # it has moved, and what it was is free for others
     mean.zero_()
-    assert env.mean.tolist() == [0.0, 1.0, 2.0]
-    assert not np.shares_memory(env.std, std.numpy())
+    assert env.inputs.mean.tolist() == [0.0, 1.0, 2.0]
+    assert not np.shares_memory(env.inputs.std.numpy(), inputs.std.numpy())
 
 
 # ----- locks

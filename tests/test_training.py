@@ -30,6 +30,7 @@ from lepton_rl.envs import FineTuneVectorEnv
 from lepton_rl.envs.spaces import action_space, observation_space
 from lepton_rl.errors import InputError
 from lepton_rl.signals import SIGNALS
+from lepton_rl.standardise import Standardiser
 from lepton_rl.suite import TaskSuite
 
 
@@ -103,7 +104,7 @@ def test_ppo_learns_feedback_from_a_policy_that_keeps():
     first = keep_probabilities(model, torch.zeros(1, len(SIGNALS)))
     assert first.numpy() == pytest.approx(np.full(12, 0.8), abs=0.05)
     model.learn(4000)
-    policy = actor(model, torch.zeros(len(SIGNALS)), torch.ones(len(SIGNALS)), training_module.tuned_default())
+    policy = actor(model, Standardiser.unchanged(len(SIGNALS)), training_module.tuned_default())
     low, high = torch.zeros(2, 1, len(SIGNALS))
     high[0, 0] = 1.0
     ask = lambda x: policy.act(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))[0]  # noqa: E731

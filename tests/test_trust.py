@@ -143,7 +143,7 @@ def test_a_lying_header_is_refused(content, tmp_path):
 def test_ten_thousand_keys_of_metadata_are_refused(tmp_path):
     policy = make_artifact().policy
     path = tmp_path / "p.safetensors"
-    save_file({"observation.mean": policy.mean}, path, {str(k): "x" for k in range(10_000)} | {"lepton": "{}"})
+    save_file({"observation.mean": policy.inputs.mean}, path, {str(k): "x" for k in range(10_000)} | {"lepton": "{}"})
     refused(PolicyArtifact.load, path, match="metadata other than 'lepton'")
     assert set(load_weights(path)) == {"observation.mean"}  # weights are read without it
 
