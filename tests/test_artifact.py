@@ -38,7 +38,7 @@ def make_artifact(seed: int = 0, *, guarded: bool = False) -> PolicyArtifact:
         layers = tuple(
             (torch.randn(o, i, generator=rng), torch.randn(o, generator=rng)) for i, o in itertools.pairwise(sizes)
         )
-        guard = Guard(inputs=Standardiser.unchanged(EVIDENCE), layers=layers, margin=1.0)
+        guard = Guard(inputs=Standardiser.of(torch.randn(9, EVIDENCE, generator=rng)), layers=layers, margin=1.0)
         policy = replace(policy, guard=guard)
     return PolicyArtifact(policy=policy, card={"b": 1, "a": "two"})
 
