@@ -40,7 +40,7 @@ class Trail:
 
     Attributes:
         observation: What the policy sees next, `[1, signals]`.
-        candidates: The original and the weights after every decision.
+        candidates: The original and the weights after every decision; with a learned guard after the last one only.
         history: One row per decision, row 0 the start.
         diverged: Whether the run ended because weights became non-finite.
     """
@@ -211,7 +211,7 @@ def _trail(saved: Checkpoint, start: Trail) -> Trail:
         candidates.append(Candidate(name=str(name), weights=weights, score=float(score)))
     _check_alike({"observation": saved.tensors["observation"]}, {"observation": start.observation})
     history = saved.facts["history"]
-    if len(history) != len(candidates) or not all(row.keys() == start.history[0].keys() for row in history):
+    if len(candidates) not in (2, len(history)) or not all(row.keys() == start.history[0].keys() for row in history):
         raise ValueError(f"history of {len(history)} rows")
     float(history[-1]["seconds"])
     return Trail(

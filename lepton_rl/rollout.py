@@ -133,7 +133,9 @@ def _decide(run: AdaptationRun, trail: Trail, policy: Policy, guard: Guard | Non
     trail.diverged = outcome.diverged[0]
     name = f"decision {run.decision[0]}"
     score = float(visible_score(run.engine, run.views)[0])
-    trail.candidates.append(Candidate(name=name, weights=run.checkpoint(0), score=score))
+    # A learned guard chooses between the original and the last weights; the others need not be kept.
+    before = trail.candidates if guard is None else trail.candidates[:1]
+    trail.candidates = [*before, Candidate(name=name, weights=run.checkpoint(0), score=score)]
     gain = None if guard is None else _expected_gain(guard, trail, score)
     trail.history.append(_row(run, trail.observation, action, score, gain, began))
 

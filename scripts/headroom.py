@@ -4,12 +4,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate
 from lepton_rl.agents.distill import choose_plans
 from lepton_rl.agents.experience import read_experience, read_glances
+from lepton_rl.agents.guarding import guard_table
 from lepton_rl.agents.headroom import headroom_table, plans_table
+from lepton_rl.agents.plans import PLANS
 from lepton_rl.cli import exit_code
 from lepton_rl.errors import InputError
 
@@ -35,6 +38,9 @@ def _headroom() -> int:
     print(f"a plan by the first signals, chosen on other tasks: {choice.gain:+.2f} ± {choice.standard_error:.2f}")
     print("\n" + ablation_table(experience, arguments.seeds), end="\n\n")
     print(cloning_table(experience, read_glances(arguments.experience), arguments.seeds), end="\n\n")
+    chosen = np.where(choice.plans < len(PLANS), choice.plans, 0)  # a run that is stopped is not played on
+    for runs, plans in (("the tuned default's runs", np.zeros_like(chosen)), ("the chosen plans' runs", chosen)):
+        print(f"points above the untouched network, {runs}:\n\n{guard_table(experience, plans, arguments.seeds)}\n")
     raw, paid = control_variate(experience)
     print(f"standard deviation of a run's return: {raw:.2f} points; less the tuned default's run: {paid:.2f}")
     return 0
