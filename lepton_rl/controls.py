@@ -37,7 +37,7 @@ class ControlSettings:
     """Knobs of one run at its start; what a tuner searches and what the package's defaults are.
 
     Attributes:
-        learning_rate: Peak of the cosine schedule, within `LEARNING_RATE_RANGE`; wide layers get less (`optim.rate_factor`).
+        learning_rate: Peak of the cosine schedule, within `LEARNING_RATE_RANGE`; wide layers get less of it.
         unfrozen_stages: 0 (head only) .. 4 (all).
         weights: Weight of each loss term of `LOSS_TERMS`, 0 (off) or within `WEIGHT_RANGE`. The loss on the
             labelled target images always has weight 1.
