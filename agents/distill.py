@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CLIP = 15.0  # points; one run in a hundred is an accident that says little of the next
 FOLDS = 5
-TREES, LEAF, FEATURES = 200, 5, 0.3
+TREES, LEAF, FEATURES = 200, 2, 0.3
 MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 600, 3e-3, 1e-3
 

@@ -166,7 +166,9 @@ def _scores(history: Sequence[Decision]) -> str:
         for (name, values), color in zip(lines, PALETTE, strict=False)
     ]
     layout: dict[str, object] = {"xaxis_title": "gradient steps", "showlegend": True}
-    said = note("What the run could see of itself. The visible score chooses the final weights; higher is better.")
+    guarded = history[-1].expected_gain is not None
+    chooser = "The points expected, in the table below, choose" if guarded else "The visible score chooses"
+    said = note(f"What the run could see of itself, higher is better. {chooser} the final weights.")
     return said + f'<div class="plot">{plot(traces, name="scores", height=320, layout=layout)}</div>'
 
 
