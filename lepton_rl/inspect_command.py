@@ -12,6 +12,7 @@ from torch import nn
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.console import print_table, say
 from lepton_rl.errors import InputError
+from lepton_rl.guard import Layers
 
 INSPECT_SIDE = 64  # pixels at which copies are looked for
 SHOWN = 12
@@ -55,15 +56,22 @@ def _inspect_policy(what: str) -> None:
 
     path = shipped_policy_path() if what == SHIPPED else Path(what)
     artifact = PolicyArtifact.load(path)
-    widths = [artifact.policy.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in artifact.policy.layers)]
+    guard = artifact.policy.guard
     facts = {
         "file": str(path),
-        "network": " - ".join(map(str, widths)) + " (signals, hidden layers, logits of all knobs)",
+        "network": f"{_widths(artifact.policy.layers)} (signals, hidden layers, logits of all knobs)",
+        "guard": "none: the visible scores choose the final weights"
+        if guard is None
+        else f"{_widths(guard.layers)} (evidence, hidden, points expected); {guard.margin:g} or less keep the original",
         "starts from": artifact.policy.settings.to_json(),
         **artifact.card,
     }
     lines = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in facts.items()]
     print_table(["policy", ""], lines, words=2)
+
+
+def _widths(layers: Layers) -> str:
+    return " - ".join(str(width) for width in (layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers)))
 
 
 def _inspect_model(config: Config) -> None:
