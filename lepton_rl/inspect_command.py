@@ -62,7 +62,7 @@ def _inspect_policy(what: str) -> None:
         "network": f"{_widths(artifact.policy.layers)} (signals, hidden layers, logits of all knobs)",
         "guard": "none: the visible scores choose the final weights"
         if guard is None
-        else f"{_widths(guard.layers)} (evidence, hidden, points expected); {guard.margin:g} or less keep the original",
+        else f"{_widths(guard.layers)} (evidence, hidden, points expected); margin {guard.margin:g}",
         "starts from": artifact.policy.settings.to_json(),
         **artifact.card,
     }

@@ -95,7 +95,7 @@ class NetworkPolicy:
         inputs: From the observations of the training.
         layers: Weights `[out, in]` and biases `[out]` of the layers, hidden ones followed by tanh.
         settings: The knobs that a run starts with.
-        guard: Chooses between the final weights and the original; None = the visible scores do.
+        guard: Helps to choose between the final weights and the original; None = the visible scores do alone.
     """
 
     inputs: Standardiser

@@ -112,7 +112,8 @@ def rollout(
     if guard is None:
         chosen, reason = choose_weights(engine, trail.candidates)
     else:
-        chosen, reason = choose_by_gain(trail.candidates, trail.history[-1]["expected_gain"], guard.margin)
+        gain, has_probe = trail.history[-1]["expected_gain"], _has_probe(engine)
+        chosen, reason = choose_by_gain(trail.candidates, gain, guard.margin, has_probe=has_probe)
         engine.restore(0, chosen.weights)
     return RunResult(
         engine=engine,
@@ -154,10 +155,13 @@ def _original(engine: Engine, run: AdaptationRun) -> Candidate:
     return Candidate(name=ORIGINAL, weights=run.checkpoint(0), score=score)
 
 
+def _has_probe(engine: Engine) -> bool:
+    return bool(engine.length["target_probe"][0] > 0)
+
+
 def choose_weights(engine: Engine, candidates: list[Candidate]) -> tuple[Candidate, str]:
     """Choose, and leave the engine with the chosen weights."""
-    has_probe = bool(engine.length["target_probe"][0] > 0)
-    margin = MARGIN_PROBE if has_probe else MARGIN_FREE
+    margin = MARGIN_PROBE if _has_probe(engine) else MARGIN_FREE
     late = candidates[1 + len(candidates) // 2 :]
     if len(late) > 1:
         weights = average(late)

@@ -49,22 +49,33 @@ def average(candidates: list[Candidate]) -> dict[str, Tensor]:
     }
 
 
-def choose_by_gain(candidates: list[Candidate], gain: float, margin: float) -> tuple[Candidate, str]:
-    """Choose between the last weights and the original by what a learned guard expects.
+def choose_by_gain(
+    candidates: list[Candidate], gain: float, margin: float, *, has_probe: bool
+) -> tuple[Candidate, str]:
+    """Choose between the last weights and the original by what a learned guard expects, and by a probe, if any.
+
+    The original comes back when all witnesses are for it. Without labels the guard is the only one: the visible score
+    is what the run was trained to raise.
 
     Args:
         candidates: The original first, the last weights at the end.
         gain: Points expected of the last weights above the original.
         margin: Points that it takes.
+        has_probe: Whether labelled images that were not trained on made the scores.
 
     Returns:
         The choice, and why, in words.
     """
-    last = candidates[-1]
+    original, last = candidates[0], candidates[-1]
     said = f"learned guard: {gain:+.1f} points of accuracy expected of {last.name}"
     if gain > margin:
-        return last, f"{said}, and {margin:g} would do"
-    return candidates[0], f"{said}, and it takes more than {margin:g}"
+        return last, said
+    if has_probe and last.score > original.score:
+        return (
+            last,
+            f"{said}, but the labelled images show a gain: score {last.score:.3f}, original {original.score:.3f}",
+        )
+    return original, f"{said}" + (", and the labelled images show no gain" if has_probe else "")
 
 
 def choose(candidates: list[Candidate], margin: float) -> tuple[Candidate, str]:

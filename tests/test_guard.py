@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lepton_rl.agents.experience import Experience
-from lepton_rl.agents.guarding import MARGIN, evidence_of, expected_gains, guard_table, learn_guard, worth_of
+from lepton_rl.agents.guarding import MARGINS, evidence_of, expected_gains, guard_table, learn_guard, worth_of
 from lepton_rl.controls import ACTION_SIZES, KEEP
 from lepton_rl.guard import EVIDENCE, Guard, evidence
 from lepton_rl.policy import KeepPolicy, NetworkPolicy
 from lepton_rl.rollout import rollout
-from lepton_rl.selection import ORIGINAL
-from lepton_rl.signals import SIGNALS
+from lepton_rl.selection import ORIGINAL, Candidate, choose_by_gain
+from lepton_rl.signals import SIGNAL_NAMES, SIGNALS
 from lepton_rl.standardise import Standardiser
 from tests.tiny import domain
 from tests.tiny import task as tiny_task
@@ -41,6 +41,7 @@ def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
     told[:, 0] = 0
     observations = torch.rand(lanes, decisions + 1, N, generator=rng)
     observations[..., 7] = told
+    observations[..., SIGNAL_NAMES.index("has_probe")] = 0
     accuracies = (0.5 + 0.2 * told)[..., None].expand(-1, -1, 2).clone()
     return Experience(
         observations=observations,
@@ -100,7 +101,7 @@ def test_what_is_far_out_is_taken_for_far_out(experience):
 
 @pytest.mark.parametrize(("points", "adapted"), [(3.0, True), (1.5, True), (0.9, False), (-3.0, False)])
 def test_a_run_goes_by_the_guard(points, adapted):
-    task = tiny_task(budget=10)
+    task = tiny_task(budget=10, labels=False)
     result = rollout(task, keeping(constant(points)), seed=1)
     assert (result.chosen != ORIGINAL) == adapted
     assert f"{points:+.1f} points" in result.reason
@@ -108,8 +109,28 @@ def test_a_run_goes_by_the_guard(points, adapted):
     assert [row["expected_gain"] for row in result.history[1:]] == pytest.approx([points] * len(result.history[1:]))
 
 
+@pytest.mark.parametrize(
+    ("gain", "scores", "has_probe", "chosen"),
+    [
+        (2.0, (0.9, 0.1), True, "last"),  # the guard is for it
+        (0.5, (0.5, 0.6), True, "last"),  # the guard is not, the labelled images are
+        (0.5, (0.5, 0.6), False, "original"),  # without them a score that rose says nothing
+        (0.5, (0.6, 0.6), True, "original"),
+        (-9.0, (0.6, 0.5), True, "original"),
+    ],
+)
+def test_the_original_comes_back_when_all_witnesses_are_for_it(gain, scores, has_probe, chosen):
+    weights = {"w": torch.zeros(1)}
+    candidates = [
+        Candidate(name=n, weights=weights, score=s) for n, s in zip(("original", "last"), scores, strict=True)
+    ]
+    choice, reason = choose_by_gain(candidates, gain, 1.0, has_probe=has_probe)
+    assert choice.name == chosen
+    assert f"{gain:+.1f} points" in reason
+
+
 def test_the_original_is_untouched_where_it_is_kept():
-    task = tiny_task(budget=10)
+    task = tiny_task(budget=10, labels=False)
     images = domain(9, 30, 3).images
     kept, other = (rollout(task, keeping(constant(-1.0)), seed=seed) for seed in (1, 2))
     assert torch.equal(kept.logits(images), other.logits(images))
@@ -126,7 +147,7 @@ def test_without_a_guard_the_visible_scores_choose_as_for_any_policy():
 
 def test_the_guard_sees_of_a_run_what_it_was_taught_to_see():
     """The evidence of a run is built as that of the experience: same order, same scores."""
-    task = tiny_task(budget=10)
+    task = tiny_task(budget=10, labels=False)
     weights = torch.zeros(1, EVIDENCE)
     for at in range(EVIDENCE):
         if at in (0, N, 2 * N, 2 * N + 1):  # progress now, progress at the start, score, score of the original
@@ -145,12 +166,9 @@ def _original_score(task) -> float:
 def test_the_table_has_a_row_per_rule_and_pays_hindsight_most(experience):
     table = guard_table(experience, np.zeros(len(experience), int), seeds=1)
     rows = {line.split("|")[1].strip(): float(line.split("|")[2].split("±")[0]) for line in table.splitlines()[2:]}
-    assert list(rows) == [
-        "none: the last weights",
-        "visible scores",
-        "learned, margin 0",
-        f"learned, margin {MARGIN:g}",
-        "hindsight",
-    ]
+    assert list(rows)[:2] == ["none: the last weights", "visible scores"]
+    assert len(rows) == 3 + 2 * len(MARGINS)
+    # Without a probe there is one witness: its word and that of both are the same.
+    assert all(rows[f"learned, margin {m:g}"] == rows[f"learned, margin {m:g}, or the probe"] for m in MARGINS)
     assert rows["hindsight"] >= max(rows.values())
     assert rows["learned, margin 0"] > rows["visible scores"]
