@@ -163,8 +163,8 @@ def adapt(
     """Adapt a copy of a trained model to a new domain, in one run.
 
     Two thirds of the labelled target images are trained on, one third, the probe, validates; without any label the run
-    goes by label-free signals. The guard of the policy chooses between the last weights and the original, by what it has
-    learned to expect and by the probe; under a policy without one, `tuned-default` for example, scores choose, the
+    goes by label-free signals. The guard of the policy chooses between the last weights and the original, by what it
+    has learned to expect and by the probe; under a policy without one, `tuned-default` for example, scores choose, the
     probe's or label-free ones. Every target image is also used without its label. The model must have been trained on
     standardised images, `(x / 255 - mean) / std` per channel: give `normalisation` unless mean and std were
     those of the source images.
