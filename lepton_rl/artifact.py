@@ -20,7 +20,8 @@ from torch import Tensor
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import ACTION_SIZES, KNOBS, ControlSettings
 from lepton_rl.errors import InputError
-from lepton_rl.guard import EVIDENCE, Guard, Layers
+from lepton_rl.guard import EVIDENCE, Guard
+from lepton_rl.perceptron import Layers
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.signals import SIGNALS
 from lepton_rl.standardise import Standardiser

@@ -20,7 +20,7 @@ from torch import Tensor
 from lepton_rl.cache import remove_unfinished, sync_folder, write_atomically
 from lepton_rl.errors import InputError
 
-FORMAT = 2  # 1 had neither generations nor checksums
+FORMAT = 3  # 1 had neither generations nor checksums; 2 no range of the observations and no expected gain
 KEY = "lepton_checkpoint"
 MAX_HEADER_BYTES = 16 * 2**20
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lepton_rl.perceptron import Layers, feed_forward
 from lepton_rl.signals import SIGNALS
 from lepton_rl.standardise import Standardiser
 
 EVIDENCE = 2 * len(SIGNALS) + 2
-
-Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
 def evidence(start: Tensor, now: Tensor, score: Tensor, original: Tensor) -> Tensor:
@@ -50,8 +49,4 @@ class Guard:
 
     def gain(self, seen: Tensor) -> Tensor:
         """Return the points of accuracy expected above the untouched network, `[..., EVIDENCE]` -> `[...]`."""
-        x = self.inputs(seen)
-        *hidden, last = self.layers
-        for weight, bias in hidden:
-            x = torch.tanh(x @ weight.T + bias)
-        return (x @ last[0].T + last[1])[..., 0]
+        return feed_forward(self.inputs(seen), self.layers)[..., 0]

@@ -12,7 +12,7 @@ from torch import nn
 from lepton_rl.artifact import SHIPPED
 from lepton_rl.console import print_table, say
 from lepton_rl.errors import InputError
-from lepton_rl.guard import Layers
+from lepton_rl.perceptron import Layers
 
 INSPECT_SIDE = 64  # pixels at which copies are looked for
 SHOWN = 12

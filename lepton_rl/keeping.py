@@ -214,6 +214,11 @@ def _trail(saved: Checkpoint, start: Trail) -> Trail:
     if len(candidates) not in (2, len(history)) or not all(row.keys() == start.history[0].keys() for row in history):
         raise ValueError(f"history of {len(history)} rows")
     float(history[-1]["seconds"])
+    seen = history[0]["observation"]  # the guard looks back at it
+    if seen.keys() != start.history[0]["observation"].keys() or not all(
+        isinstance(x, int | float) for x in seen.values()
+    ):
+        raise ValueError("another first observation")
     return Trail(
         observation=saved.tensors["observation"].to(start.observation.device),
         candidates=candidates,

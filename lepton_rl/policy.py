@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lepton_rl import streams
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings, tuned_default
-from lepton_rl.guard import Guard, Layers
+from lepton_rl.guard import Guard
+from lepton_rl.perceptron import Layers, feed_forward
 from lepton_rl.standardise import Standardiser
 
 ACTION_STREAM = 100  # apart from the engine's streams
@@ -105,11 +106,7 @@ class NetworkPolicy:
 
     def logits(self, observations: Tensor) -> Tensor:
         """Return the logits of all sub-actions side by side, `[n, sum(ACTION_SIZES)]`."""
-        x = self.inputs(observations)
-        *hidden, last = self.layers
-        for weight, bias in hidden:
-            x = torch.tanh(x @ weight.T + bias)
-        return x @ last[0].T + last[1]
+        return feed_forward(self.inputs(observations), self.layers)
 
     def act(self, observations: Tensor, decisions: Tensor, seeds: Tensor) -> Tensor:
         """Return the most likely sub-actions."""

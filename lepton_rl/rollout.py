@@ -112,8 +112,8 @@ def rollout(
     if guard is None:
         chosen, reason = choose_weights(engine, trail.candidates)
     else:
-        gain, has_probe = trail.history[-1]["expected_gain"], _has_probe(engine)
-        chosen, reason = choose_by_gain(trail.candidates, gain, guard.margin, has_probe=has_probe)
+        gain = _expected_gain(guard, trail, trail.candidates[-1].score)
+        chosen, reason = choose_by_gain(trail.candidates, gain, guard.margin, has_probe=_has_probe(engine))
         engine.restore(0, chosen.weights)
     return RunResult(
         engine=engine,

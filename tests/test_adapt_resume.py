@@ -14,6 +14,7 @@ from test_adapt import same, timeless
 from tiny import EVERYTHING, domain
 
 from lepton_rl import adapt, cli
+from lepton_rl.artifact import SHIPPED, load_policy
 from lepton_rl.checkpoint import Checkpoint, Checkpoints
 from lepton_rl.controls import KEEP, KNOBS, ControlSettings
 from lepton_rl.errors import InputError
@@ -49,6 +50,7 @@ CASES = {
     "head only": ("vgg", HEAD_ONLY, 6, True),
     "group norm": ("vgg-gn", RANDOM, 6, True),
     "source-free": ("vgg", RANDOM, 6, False),
+    "learned guard": ("vgg", load_policy(SHIPPED), 6, True),  # keeps the last weights only
 }
 
 
@@ -218,9 +220,21 @@ def test_another_adaptation_is_not_gone_on_with(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     killed_after(monkeypatch, 1, tmp_path / "out")
-    monkeypatch.setattr("lepton_rl.checkpoint.FORMAT", 3)
-    with pytest.raises(InputError, match="is a checkpoint of format 2: expected format 3; finish it with"):
+    monkeypatch.setattr("lepton_rl.checkpoint.FORMAT", 4)
+    with pytest.raises(InputError, match="is a checkpoint of format 3: expected format 4; finish it with"):
         run(tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrong", [{}, {"progress": "0"}])
+def test_a_first_observation_that_no_run_saved_is_refused(wrong, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 1, tmp_path / "out", case="learned guard")
+    files = Checkpoints(unfinished(tmp_path / "out") / "checkpoint.safetensors", "adaptation", print)
+    saved = files.load()
+    first = saved.facts["history"][0]
+    first["observation"] = first["observation"] | wrong if wrong else {}
+    files.save(saved)
+    with pytest.raises(InputError, match="holds what no run saved"):
+        run(tmp_path / "out", "learned guard")
 
 
 def test_an_output_that_is_already_there_is_kept_until_the_new_one_is_whole(tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def test_both_damaged_is_an_error(files):
 
 def test_an_old_checkpoint_and_one_of_another_kind_are_refused(files):
     save_file({"counters": torch.zeros(3)}, files.path)
-    with pytest.raises(InputError, match=r"format 1: expected format 2; finish it with the version"):
+    with pytest.raises(InputError, match=r"format 1: expected format 3; finish it with the version"):
         files.load()
     files.save(one(1))
     with pytest.raises(InputError, match="checkpoint of 'test': expected 'other'"):
