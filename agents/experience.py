@@ -8,14 +8,14 @@ Playing tells what plans are worth, and costs. A glance is the first observation
 times cheaper: what the played tasks have taught is said of it too, and an actor learns from both.
 
 A task, and a bunch of glances, is one safetensors file, written whole or not at all; what is there already is not made
-again.
+again. Plans that were added to the end of the portfolio since are played and put beside the others.
 """
 
 import functools
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lepton_rl.agents.crew import Crew
-from lepton_rl.agents.plans import PLANS
+from lepton_rl.agents.plans import PLANS, Plan
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import tuned_default
@@ -157,7 +157,7 @@ def collect(config: ExperienceConfig) -> list[Path]:
     (config.out / GLANCES).mkdir(exist_ok=True)
     wanted = range(config.first, config.first + config.tasks)
     missing = [index for index in config.bunches if not config.glance_path(index).is_file()]
-    missing += [index for index in wanted if not config.path(index).is_file()]
+    missing += [index for index in wanted if _plans_played(config.path(index)) < len(PLANS)]
     with stop_on_signals() as stop:
         check = functools.partial(stop.check, "the tasks at hand")
         with Crew(config.workers, functools.partial(_player, choice.maker(), config), check) as crew:
@@ -178,8 +178,11 @@ def _player(make_suite: MakeSuite, config: ExperienceConfig) -> Callable[[int], 
         return f"a glance at {len(seen)} tasks"
 
     def play_one(index: int) -> str:
-        experience = play(suite.task("train", index), config.device)
-        write_atomically(config.path(index), experience.to_bytes())
+        task, path = suite.task("train", index), config.path(index)
+        experience = (
+            completed(Experience.load(path), task, config.device) if path.is_file() else play(task, config.device)
+        )
+        write_atomically(path, experience.to_bytes())
         return f"{experience.facts['name']}, best plan {float(experience.returns.max()):+.1f} points"
 
     return lambda index: glance_at_some(index) if index in config.bunches else play_one(index)
@@ -214,13 +217,41 @@ def read_glances(folder: Path) -> Tensor:
     return torch.cat(found)
 
 
+def _plans_played(path: Path) -> int:
+    """Return how many plans a task's file knows, 0 without one."""
+    return len(Experience.load(path).actions) if path.is_file() else 0
+
+
+def completed(known: Experience, task: AdaptationTask, device: str = "cpu") -> Experience:
+    """Play the plans that were added to the end of the portfolio since a task was played.
+
+    Raises:
+        InputError: If it was another task, from other settings, or under other plans than the first of today's.
+    """
+    lanes, decisions = known.actions.shape[:2]
+    planned = torch.stack([plan.actions(decisions) for plan in PLANS[:lanes]])
+    if known.facts["settings"] != asdict(tuned_default()) or not torch.equal(planned, known.actions):
+        raise InputError(
+            f"task {known.facts['name']} was played from other settings, or under other plans: expected today's tuned "
+            "default and the first of today's plans; collect it again in another --out"
+        )
+    new = play(task, device, PLANS[lanes:])
+    if new.facts != known.facts:
+        raise InputError(f"task {known.facts['name']} is another one today: collect it again in another --out")
+    together = {
+        name: torch.cat([getattr(known, name), getattr(new, name)])
+        for name in ("observations", "actions", "accuracies", "scores")
+    }
+    return replace(known, **together)
+
+
 def _halves(hits: np.ndarray) -> list[float]:
     return [float(hits[0::2].mean()), float(hits[1::2].mean())]
 
 
-def play(task: AdaptationTask, device: str = "cpu") -> Experience:
-    """Play a task under every plan at once."""
-    lanes = len(PLANS)
+def play(task: AdaptationTask, device: str = "cpu", plans: Sequence[Plan] = PLANS) -> Experience:
+    """Play a task under all plans at once."""
+    lanes = len(plans)
     engine = FleetEngine(task.visible, lanes, device=device)
     run = AdaptationRun(engine)
     lane_seed = int(task.facts["seed"])
@@ -231,7 +262,7 @@ def play(task: AdaptationTask, device: str = "cpu") -> Experience:
     original_score = visible_score(engine, engine.views("source"))[0]
     seen, scores = [observation], [visible_score(engine, run.views)]
     accuracies = [[_halves(hits) for hits in eval_hits(engine, tasks)]]
-    planned = torch.stack([plan.actions(decisions_of(task.visible.budget)) for plan in PLANS], 1)
+    planned = torch.stack([plan.actions(decisions_of(task.visible.budget)) for plan in plans], 1)
     for actions in planned:
         observation, _ = run.step(actions)
         seen.append(observation)

@@ -52,6 +52,9 @@ class Plan:
 
 _PLAIN = {"entropy": FAR_DOWN, "diversity": FAR_DOWN, "self_training": FAR_DOWN, "alignment": FAR_DOWN}
 _CERTAIN = {"entropy": FAR_UP, "source": FAR_UP, "adversarial": FAR_UP, "self_training": FAR_DOWN}
+_SURE_AND_DIVERSE = {"self_training": FAR_UP, "entropy": UP, "diversity": UP}
+_SURE = {"self_training": FAR_UP, "entropy": UP, "diversity": FAR_DOWN}
+_SURER = {"self_training": FAR_UP, "entropy": FAR_UP, "diversity": DOWN}
 
 PLANS = (
     Plan(name="tuned default"),
@@ -80,7 +83,7 @@ PLANS = (
     Plan(name="self-training, certain", first=_CERTAIN | {"self_training": UP}),
     Plan(name="self-training, diversity down", first={"self_training": FAR_UP, "diversity": DOWN}),
     Plan(name="self-training, little source", first={"self_training": FAR_UP, "source": DOWN}),
-    Plan(name="self-training, entropy and diversity", first={"self_training": FAR_UP, "entropy": UP, "diversity": UP}),
+    Plan(name="self-training, entropy and diversity", first=_SURE_AND_DIVERSE),
     Plan(name="certain and very slow", first=_CERTAIN | {"learning_rate": FAR_DOWN}),
     Plan(
         name="certain and slow, half-way back at the end",
@@ -89,6 +92,32 @@ PLANS = (
     ),
     Plan(name="slow, half-way back at the end", first={"learning_rate": DOWN}, last={"transfer": 1}),
     Plan(name="diversity far up, slow", first={"diversity": FAR_UP, "learning_rate": DOWN}),
+    # What was good by itself, together.
+    Plan(name="self-training, entropy and diversity, little source", first=_SURE_AND_DIVERSE | {"source": DOWN}),
+    Plan(name="self-training, entropy and diversity, slow", first=_SURE_AND_DIVERSE | {"learning_rate": DOWN}),
+    Plan(name="self-training, entropy and diversity, rate up", first=_SURE_AND_DIVERSE | {"learning_rate": UP}),
+    Plan(
+        name="self-training, entropy and diversity far up",
+        first={"self_training": FAR_UP, "entropy": FAR_UP, "diversity": FAR_UP},
+    ),
+    Plan(
+        name="self-training, entropy and diversity far up, little source",
+        first={"self_training": FAR_UP, "entropy": FAR_UP, "diversity": FAR_UP, "source": FAR_DOWN},
+    ),
+    Plan(name="entropy and diversity, little source", first={"entropy": UP, "diversity": FAR_UP, "source": DOWN}),
+    Plan(name="self-training, rate up", first={"self_training": FAR_UP, "learning_rate": UP}),
+    Plan(name="self-training, entropy for diversity", first=_SURE),
+    Plan(name="self-training, entropy for diversity, slow", first=_SURE | {"learning_rate": DOWN}),
+    Plan(name="self-training, entropy far up, diversity down", first=_SURER),
+    Plan(name="self-training, entropy far up, diversity down, little source", first=_SURER | {"source": DOWN}),
+    Plan(
+        name="self-training, diversity down, slow",
+        first={"self_training": FAR_UP, "diversity": DOWN, "learning_rate": DOWN},
+    ),
+    Plan(
+        name="self-training, diversity down, little source",
+        first={"self_training": FAR_UP, "diversity": DOWN, "source": DOWN},
+    ),
 )
 
 STOPPED = (Plan(name="stop at once", stop=0.0), Plan(name="stop half-way", stop=0.5))
