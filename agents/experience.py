@@ -238,7 +238,7 @@ def completed(known: Experience, task: AdaptationTask, device: str = "cpu") -> E
     new = play(task, device, PLANS[lanes:])
     if new.facts != known.facts:
         raise InputError(f"task {known.facts['name']} is another one today: collect it again in another --out")
-    together = {
+    together: dict[str, Any] = {
         name: torch.cat([getattr(known, name), getattr(new, name)])
         for name in ("observations", "actions", "accuracies", "scores")
     }

@@ -15,6 +15,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
@@ -100,6 +101,24 @@ def start_from(model: PPO, policy: NetworkPolicy) -> None:
         for layer, (weight, bias) in zip((*layers, action_net), policy.layers, strict=True):
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
+
+
+def rehearse(model: ResumablePPO, env: VecEnv, rollouts: int) -> None:
+    """Train on other lanes for some rollouts; only networks and optimizer remember it.
+
+    Args:
+        model: The model; afterwards its own lanes are back, and no rollout counts as collected.
+        env: Lanes with the same spaces, as many.
+        rollouts: How many.
+    """
+    own, logger = model.get_env(), model.logger
+    assert own is not None
+    model.set_env(env)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(rollouts * model.n_steps * model.n_envs)
+    model.set_logger(logger)
+    model.set_env(own)
+    model.rollouts = model.num_timesteps = model._n_updates = 0
 
 
 def training_state(model: ResumablePPO) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ from lepton_rl.stopping import stop_on_signals
 # Names of arguments, whether a value can train, and what is expected instead.
 LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
-        ("tasks", "rollouts", "n_envs", "n_steps", "workers", "n_epochs", "validate_every"),
+        ("tasks", "n_envs", "n_steps", "workers", "n_epochs", "validate_every"),
         lambda n: n >= 1,
         "at least 1",
     ),
     (("batch_size",), lambda n: n >= 2, "at least 2"),
-    (("validation_tasks", "seed"), lambda n: n >= 0, "at least 0"),
+    (("rollouts", "rehearsals", "validation_tasks", "seed"), lambda n: n >= 0, "at least 0"),
     (("hidden",), lambda sizes: min(sizes, default=0) >= 1, "one or more sizes of at least 1"),
     (("learning_rate", "clip_range", "target_kl"), lambda x: 0 < x < math.inf, "above 0"),
     (("ent_coef", "action_cost"), lambda x: 0 <= x < math.inf, "at least 0"),
@@ -47,8 +47,10 @@ class TrainConfig:
     """Fix the label regime; both when left out."""
     experience: Path | None = None
     """Folder of `scripts/collect_experience.py`: start from a policy distilled from it, not from keeping everything."""
+    rehearsals: int = 0
+    """Rollouts of PPO on the recorded runs of the experience before the first real one; they cost seconds."""
     rollouts: int = 40
-    """Rollouts to collect; a rollout is n_steps decisions on every lane."""
+    """Rollouts to collect; a rollout is n_steps decisions on every lane. 0 = only what the experience tells."""
     n_envs: int = 16
     """Lanes that play at the same time."""
     n_steps: int = 32
@@ -101,6 +103,9 @@ class TrainConfig:
             raise InputError("n_envs 1 with n_steps 1 is a rollout of one decision: expected two or more; raise either")
         if self.suite == "data":
             data_folder(self.data)
+        if self.experience is None and (self.rehearsals or not self.rollouts):
+            asked = f"rehearsals {self.rehearsals} and rollouts {self.rollouts}"
+            raise InputError(f"{asked} without an experience: expected rehearsals 0, and 1 rollout or more; give one")
         if self.experience is not None and not any(self.experience.glob("*.safetensors")):
             raise InputError(
                 f"experience {str(self.experience)!r} holds no task: expected a folder of .safetensors files; "

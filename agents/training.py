@@ -1,6 +1,7 @@
 """The training loop behind `lepton train`: rollouts, updates, validation, logs and checkpoints."""
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -10,18 +11,22 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from lepton_rl.agents.distill import distilled
+from lepton_rl.agents.experience import read_experience
 from lepton_rl.agents.ppo import (
     ResumablePPO,
     actor,
     favour_keep,
     keep_probabilities,
+    rehearse,
     restore_training_state,
     start_from,
     training_state,
 )
+from lepton_rl.agents.recorded import RecordedEnv, recorded_points
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
 from lepton_rl.agents.tracking import tracked
 from lepton_rl.agents.train import TrainConfig
@@ -94,6 +99,17 @@ class Training:
         self.model = self._make_model(saved)
         if first is not None:
             start_from(self.model, first)
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Let PPO play recorded runs; a training that is killed before its first validation does it again."""
+        config = self.config
+        if config.rehearsals and config.experience is not None:
+            played = read_experience(config.experience)
+            lanes = functools.partial(RecordedEnv, played, action_cost=config.action_cost)
+            rehearse(self.model, NormalisedVecEnv(DummyVecEnv([lanes] * config.n_envs), self.inputs), config.rehearsals)
+            points, _ = recorded_points(self._actor(), played)
+            self.taught |= {"rehearsals": config.rehearsals, "rehearsed_gain": float(points.mean())}
 
     def _recorded_engine(self, config: TrainConfig) -> Kind | None:
         """Return the engine that a training found in the folder was started with, when the arguments leave it open."""

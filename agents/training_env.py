@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv
@@ -30,7 +30,7 @@ REWARD_SCALE = 0.2  # points to units of about 1, for the critic
 class NormalisedVecEnv(VecEnvWrapper):
     """Observations standardised by statistics fixed before training; rewards scaled."""
 
-    def __init__(self, venv: SB3VecEnv, inputs: Standardiser) -> None:
+    def __init__(self, venv: VecEnv, inputs: Standardiser) -> None:
         super().__init__(venv)
         # Copies: a tensor that is sent to another process moves to shared memory and leaves its views dangling.
         self.inputs = Standardiser(**{name: value.clone() for name, value in vars(inputs).items()})
