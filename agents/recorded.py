@@ -97,8 +97,12 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a run on a task drawn from the environment's own generator."""
         super().reset(seed=seed)
-        self._run = RecordedRun(self._experience[int(self.np_random.integers(len(self._experience)))])
-        return self._run.observation, {}
+        self.task = self._experience[int(self.np_random.integers(len(self._experience)))]
+        self._run = RecordedRun(self.task)
+        return self._seen(), {}
+
+    def _seen(self) -> np.ndarray:
+        return self._run.observation
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Apply one action."""
@@ -115,7 +119,7 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             changed=int((action != np.array(KEEP)).sum()),
             action_cost=action_cost,
         )
-        return run.observation, paid - off_record * (run.apart - apart), run.ended, False, {}
+        return self._seen(), paid - off_record * (run.apart - apart), run.ended, False, {}
 
 
 def recorded_points(policy: Policy, experience: Sequence[Experience]) -> tuple[np.ndarray, np.ndarray]:
