@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lepton_rl.agents.distill import (
+    CLIP,
     MARGINS,
     Choice,
     choose_plans,
@@ -21,9 +21,8 @@ from lepton_rl.agents.distill import (
     plans_for,
 )
 from lepton_rl.agents.experience import Experience
-from lepton_rl.agents.plans import CHOICES
+from lepton_rl.agents.recorded import recorded_points
 from lepton_rl.controls import tuned_default
-from lepton_rl.policy import NetworkPolicy
 from lepton_rl.signals import SIGNALS
 
 Context = Callable[[Experience], np.ndarray]
@@ -138,8 +137,8 @@ def _difference(points: np.ndarray[Any, Any]) -> str:
 def cloning_table(experience: Sequence[Experience], glances: Tensor, seeds: int = 3) -> str:
     """Return how much of the forest's choice an actor keeps that clones it, with and without glances, as Markdown.
 
-    On tasks that neither saw, four folds. An actor may move knobs as no plan does; it is paid as the plan that differs
-    from it in the fewest sub-actions.
+    On tasks that neither saw, four folds. An actor may move knobs as no plan does; it is paid as the recorded run that
+    differs from it in the fewest sub-actions.
     """
     worth = clipped_returns(experience)
     seen = np.stack([first_signals(e) for e in experience])
@@ -152,19 +151,11 @@ def cloning_table(experience: Sequence[Experience], glances: Tensor, seeds: int 
             points["the forest"][fold] = worth[fold, plans_for(seen[fold], others, margin, seed)]
             for name, some in (("an actor without glances", glances[:0]), ("an actor with glances", glances)):
                 actor = distil(others, some, margin, tuned_default(), seed=seed)
-                points[name][fold] = worth[fold, _nearest_plan(actor, seen[fold])]
+                points[name][fold] = recorded_points(actor, [experience[i] for i in fold])[0].clip(-CLIP, CLIP)
         for name, values in points.items():
             paid[name].append(values)
     lines = [f"| who chooses | points, mean of {seeds} seeds | lowest to highest seed | |", "|---|---|---|---|"]
     return "\n".join([*lines, *(_row(name, [float(one.mean()) for one in found]) for name, found in paid.items())])
-
-
-def _nearest_plan(actor: NetworkPolicy, seen: np.ndarray) -> np.ndarray:
-    none = torch.zeros(len(seen), dtype=torch.int64)
-    taken = actor.act(torch.from_numpy(seen).float(), none, none)
-    first = torch.stack([plan.actions(2)[0] for plan in CHOICES])
-    nearest: np.ndarray = (taken[:, None] != first).sum(2).argmin(1).numpy()
-    return nearest
 
 
 def control_variate(experience: Sequence[Experience]) -> tuple[float, float]:

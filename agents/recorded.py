@@ -102,7 +102,7 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._seen(), {}
 
     def _seen(self) -> np.ndarray:
-        return self._run.observation
+        return self._run.observation.copy()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Apply one action."""
