@@ -213,6 +213,31 @@ def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, suite, 
     assert torch.allclose(artifact.policy.logits(observations), start.logits(observations), atol=1e-3)
 
 
+def test_a_training_can_rehearse_on_recorded_runs_alone(tiny, suite, tmp_path: Path, monkeypatch):
+    """PPO changes what was distilled, nothing counts as a rollout, and the same command changes nothing more."""
+    monkeypatch.setattr(distill, "TREES", 5)
+    taught = tmp_path / "experience"
+    taught.mkdir()
+    for index in range(6):
+        (taught / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
+    config = TrainConfig(out=tmp_path / "out", rollouts=0, rehearsals=3, experience=taught, **tiny | {"hidden": (8,)})
+    file = train(config, progress=False).read_bytes()
+    artifact = PolicyArtifact.from_bytes(file)
+    assert artifact.card["rollouts"] == artifact.card["decisions"] == 0
+    assert artifact.card["experience"]["rehearsals"] == 3
+    assert "--rehearsals 3" in artifact.card["command"]
+    start, _ = distill.distilled(taught, hidden=(8,), keep=0.93, seed=3)
+    observations = torch.rand(20, len(SIGNALS))
+    assert not torch.allclose(artifact.policy.logits(observations), start.logits(observations), atol=1e-3)
+    assert train(config, progress=False).read_bytes() == file
+
+
+@pytest.mark.parametrize("asked", [{"rehearsals": 1}, {"rollouts": 0}])
+def test_without_experience_there_is_nothing_to_rehearse(asked):
+    with pytest.raises(InputError, match="without an experience"):
+        TrainConfig(**asked)
+
+
 def test_a_folder_without_experience_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="holds no task"):
         TrainConfig(experience=tmp_path)
@@ -239,7 +264,9 @@ def test_a_damaged_checkpoint_is_said(tiny, tmp_path: Path):
         train(TrainConfig(out=tmp_path, rollouts=2, **tiny), progress=False)
 
 
-@pytest.mark.parametrize(("name", "value"), [("rollouts", 0), ("workers", 0), ("keep_probability", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("rollouts", -1), ("rehearsals", -1), ("workers", 0), ("keep_probability", 1.0)]
+)
 def test_wrong_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):
         TrainConfig(**{name: value})
