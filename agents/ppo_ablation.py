@@ -51,7 +51,7 @@ class Variant:
     name: str
     cloned: bool = True
     residual: bool = True
-    rollouts: int = 100
+    rollouts: int = 60
     ppo: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     hidden_groups: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(name="as it is: cloned start, 100 rollouts"),
+    Variant(name="as it is: cloned start, 60 rollouts"),
     Variant(name="the cloned start alone, no PPO", rollouts=0),
     Variant(name="30 rollouts", rollouts=30),
     Variant(name="PPO from keeping everything", cloned=False),
