@@ -294,7 +294,7 @@ def test_other_bad_input(argv, message, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--rollouts", "0", "rollouts 0 is out of range: expected at least 1"),
+        ("--n-epochs", "0", "n_epochs 0 is out of range: expected at least 1"),
         ("--batch-size", "1", "batch_size 1 is out of range: expected at least 2"),
         ("--seed", "-1", "seed -1 is out of range: expected at least 0"),
         ("--hidden", "0", r"hidden \(0,\) is out of range: expected one or more sizes"),
