@@ -218,8 +218,22 @@ def read_glances(folder: Path) -> Tensor:
 
 
 def _plans_played(path: Path) -> int:
-    """Return how many plans a task's file knows, 0 without one."""
-    return len(Experience.load(path).actions) if path.is_file() else 0
+    """Return how many plans a task's file knows, 0 without one; InputError if others cannot be put beside them."""
+    if not path.is_file():
+        return 0
+    known = Experience.load(path)
+    _check_start(known)
+    return len(known.actions)
+
+
+def _check_start(known: Experience) -> None:
+    lanes, decisions = known.actions.shape[:2]
+    planned = torch.stack([plan.actions(decisions) for plan in PLANS[:lanes]])
+    if known.facts["settings"] != asdict(tuned_default()) or not torch.equal(planned, known.actions):
+        raise InputError(
+            f"task {known.facts['name']} was played from other settings, or under other plans: expected today's tuned "
+            "default and the first of today's plans; collect it again in another --out"
+        )
 
 
 def completed(known: Experience, task: AdaptationTask, device: str = "cpu") -> Experience:
@@ -228,14 +242,8 @@ def completed(known: Experience, task: AdaptationTask, device: str = "cpu") -> E
     Raises:
         InputError: If it was another task, from other settings, or under other plans than the first of today's.
     """
-    lanes, decisions = known.actions.shape[:2]
-    planned = torch.stack([plan.actions(decisions) for plan in PLANS[:lanes]])
-    if known.facts["settings"] != asdict(tuned_default()) or not torch.equal(planned, known.actions):
-        raise InputError(
-            f"task {known.facts['name']} was played from other settings, or under other plans: expected today's tuned "
-            "default and the first of today's plans; collect it again in another --out"
-        )
-    new = play(task, device, PLANS[lanes:])
+    _check_start(known)
+    new = play(task, device, PLANS[len(known.actions) :])
     if new.facts != known.facts:
         raise InputError(f"task {known.facts['name']} is another one today: collect it again in another --out")
     together: dict[str, Any] = {

@@ -133,6 +133,16 @@ def test_an_experience_of_something_else_is_not_continued(suite, change):
         completed(known, task)
 
 
+def test_a_folder_of_another_start_is_refused_before_anything_is_played(tmp_path, monkeypatch, suite):
+    monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
+    known = play(suite.task("train", 0), plans=PLANS[:2])
+    known.facts["settings"]["learning_rate"] = 0.5
+    config = ExperienceConfig(out=tmp_path, tasks=1, glances=0, workers=1)
+    config.path(0).write_bytes(known.to_bytes())
+    with pytest.raises(InputError, match="was played from other settings"):
+        collect(config)
+
+
 def test_a_glance_is_what_a_player_sees_first(suite):
     task = suite.task("train", 1)
     assert torch.allclose(glance(task), play(task).observations[0, 0], atol=1e-4)
