@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from lepton_rl.agents.plans import PLANS, Plan
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import tuned_default
+from lepton_rl.datasets import splits_of
 from lepton_rl.envs.session import eval_hits
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
@@ -56,6 +57,8 @@ class ExperienceConfig:
     """Folder of the .npz files of the suite data; default LEPTON_DATA."""
     size: int = 16
     """Side in pixels to which images of the suite data are brought: 8, 16 or 28."""
+    split: Literal["train", "train-pairs"] = "train"
+    """Which training tasks: within one set, or from a set to another with the same classes (suite data)."""
     first: int = 0
     """Number of the first training task."""
     tasks: int = 200
@@ -72,6 +75,8 @@ class ExperienceConfig:
         for name, least in (("tasks", 1), ("workers", 1), ("first", 0), ("glances", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)} is out of range: expected {least} or more")
+        if self.split not in splits_of(self.suite):
+            raise InputError(f"suite {self.suite!r} has no split {self.split!r}: expected train; give --suite data")
 
     def path(self, index: int) -> Path:
         """Return the file of a task."""
@@ -89,7 +94,8 @@ class ExperienceConfig:
 
     @property
     def _name(self) -> str:
-        return f"{self.suite}{self.size if self.suite == 'data' else ''}"
+        suite = f"{self.suite}{self.size if self.suite == 'data' else ''}"
+        return suite + self.split.removeprefix("train")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,12 +179,12 @@ def _player(make_suite: MakeSuite, config: ExperienceConfig) -> Callable[[int], 
 
     def glance_at_some(first: int) -> str:
         last = min(first + BUNCH, config.bunches.start + config.glances)
-        seen = [glance(suite.task("train", index), config.device) for index in range(first, last)]
+        seen = [glance(suite.task(config.split, index), config.device) for index in range(first, last)]
         write_atomically(config.glance_path(first), save({"observations": torch.stack(seen)}))
         return f"a glance at {len(seen)} tasks"
 
     def play_one(index: int) -> str:
-        task, path = suite.task("train", index), config.path(index)
+        task, path = suite.task(config.split, index), config.path(index)
         experience = (
             completed(Experience.load(path), task, config.device) if path.is_file() else play(task, config.device)
         )

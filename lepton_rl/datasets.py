@@ -7,7 +7,7 @@ no policy is ever trained on them.
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from lepton_rl.errors import InputError
 from lepton_rl.model_check import check_model
 from lepton_rl.pretrain import channel_statistics, pretrained
 from lepton_rl.starting_model import StartingModel
-from lepton_rl.suite import BUDGETS, SPLITS, Recipe, Suite, TaskSuite, draw_recipe, split_target
+from lepton_rl.suite import BUDGETS, PAIRS_SPLIT, SPLITS, Pair, Recipe, Suite, TaskSuite, draw_recipe, split_target
 from lepton_rl.task import AdaptationTask, HiddenTask, Regime, VisibleTask
 
 BASES = ("mnist", "fashion_mnist", "notmnist", "emnist_letters", "cifar10")
@@ -29,28 +29,11 @@ HELD_OUT_SPLIT = "held-out-datasets"
 OWN_SPLIT = "own"
 MOST_IMAGES = 6000  # per set: a task uses at most 512 unlabelled target images
 DIGITS = "digits"  # built in, beside the files
+SAME_CLASSES = ((DIGITS, "mnist"), ("notmnist", "emnist_letters"))  # learnt from in both directions; the first ten
 CHANNELS = 3  # colour is part of what makes MNIST-M another domain
 SIZES = (8, 16, 28)
 FEWEST = 4  # images per class of a folder
 WIDTH, PRETRAIN_STEPS = 8, 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two domains with the same classes.
-
-    Attributes:
-        source: What the network is trained on.
-        target: What it is adapted to.
-    """
-
-    source: Domain
-    target: Domain
-
-    @property
-    def name(self) -> str:
-        """For people and rows."""
-        return f"{self.source.name}-{self.target.name}"
 
 
 @dataclass(kw_only=True)
@@ -140,11 +123,26 @@ class PairSuite:
         return self._models[key]
 
 
+class ShiftedPairs(TaskSuite):
+    """Tasks to learn from between sets with the same classes: they have a shift less than others, and may have none.
+
+    Its only split is `PAIRS_SPLIT`.
+    """
+
+    def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
+        """Draw task number `index` without making it."""
+        if split != PAIRS_SPLIT:
+            raise InputError(f"split {split!r} is unknown: expected {PAIRS_SPLIT}")
+        drawn = draw_recipe(tuple(sorted(self._bases)), "train", index, regime, self.budgets)
+        return replace(drawn, split=split, target_shifts=drawn.target_shifts[1:])
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSuite:
-    """Tasks of a folder of data sets: shifted within one set, and across sets in `held-out-datasets`."""
+    """Tasks of a folder of data sets: shifted within one set, and across sets in `train-pairs`, `held-out-datasets`."""
 
     within: TaskSuite
+    pairs: ShiftedPairs | None
     across: PairSuite | None
 
     def recipe(self, split: str, index: int, regime: Regime | None = None) -> Recipe:
@@ -164,13 +162,13 @@ class DataSuite:
         return self._part(recipe.split).widest(recipe)
 
     def _part(self, split: str) -> TaskSuite | PairSuite:
-        if split != HELD_OUT_SPLIT:
-            return self.within
-        if self.across is None:
-            raise InputError(
-                f"split {split!r} needs mnist.npz and one of {', '.join(HELD_OUT)}: add them to the data folder"
-            )
-        return self.across
+        part = {PAIRS_SPLIT: self.pairs, HELD_OUT_SPLIT: self.across}.get(split, self.within)
+        if part is None:
+            needed = "mnist.npz, or notmnist.npz and emnist_letters.npz"
+            if split == HELD_OUT_SPLIT:
+                needed = f"mnist.npz and one of {', '.join(HELD_OUT)}"
+            raise InputError(f"split {split!r} needs {needed}: add them to the data folder")
+        return part
 
 
 def data_folder(named: str | Path | None = None) -> Path:
@@ -207,13 +205,39 @@ def data_suite(folder: Path, size: int = 16) -> DataSuite:
     }
     bases[DIGITS] = partial(read_digits, size)
     within = TaskSuite(f"data{size}", bases, width=WIDTH, pretrain_steps=PRETRAIN_STEPS)
+    alike = _learning_pairs(bases)
+    pairs = ShiftedPairs(f"data{size}-pairs", alike, width=WIDTH, pretrain_steps=PRETRAIN_STEPS) if alike else None
+    return DataSuite(within=within, pairs=pairs, across=_held_out_pairs(folder, size))
+
+
+def _held_out_pairs(folder: Path, size: int) -> PairSuite | None:
     held_out = [name for name in HELD_OUT if (folder / f"{name}.npz").is_file()]
-    if "mnist" not in bases or not held_out:
-        return DataSuite(within=within, across=None)
-    sets = {name: read_set(folder, name, size) for name in ("mnist", *held_out)}
-    pairs = [Pair(source=sets["mnist"], target=sets[name]) for name in held_out]
-    pairs += [Pair(source=sets[name], target=sets["mnist"]) for name in held_out]
-    return DataSuite(within=within, across=_across(tuple(pairs), HELD_OUT_SPLIT))
+    if not held_out or not (folder / "mnist.npz").is_file():
+        return None
+    mnist, *others = (read_set(folder, name, size) for name in ("mnist", *held_out))
+    pairs = [Pair(source=mnist, target=other) for other in others]
+    pairs += [Pair(source=other, target=mnist) for other in others]
+    return _across(tuple(pairs), HELD_OUT_SPLIT)
+
+
+def _learning_pairs(bases: Mapping[str, Callable[[], Domain]]) -> dict[str, Callable[[], Pair]]:
+    directions = [direction for one, other in SAME_CLASSES for direction in ((one, other), (other, one))]
+    return {
+        f"{source}-{target}": partial(_pair, bases[source], bases[target])
+        for source, target in directions
+        if source in bases and target in bases
+    }
+
+
+def _pair(source: Callable[[], Domain], target: Callable[[], Domain]) -> Pair:
+    """Return two sets with the classes that both have."""
+    one, other = source(), target()
+    n = min(one.n_classes, other.n_classes)
+    return Pair(source=_first_classes(one, n), target=_first_classes(other, n))
+
+
+def _first_classes(domain: Domain, n: int) -> Domain:
+    return replace(domain.take(domain.labels < n), classes=domain.classes[:n])
 
 
 def read_set(folder: Path, name: str, size: int) -> Domain:
@@ -307,7 +331,7 @@ class SuiteSource:
 
 def splits_of(suite: str) -> tuple[str, ...]:
     """Return the splits that a suite has, by the suite's name."""
-    return {"data": (*SPLITS, HELD_OUT_SPLIT), "folders": (OWN_SPLIT,)}.get(suite, SPLITS)
+    return {"data": (*SPLITS, PAIRS_SPLIT, HELD_OUT_SPLIT), "folders": (OWN_SPLIT,)}.get(suite, SPLITS)
 
 
 def contents(folder: Path) -> str:

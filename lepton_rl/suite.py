@@ -5,7 +5,7 @@ and i. Held-out splits never share a shift kind, an architecture or an image wit
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,8 +18,9 @@ from lepton_rl.pretrain import channel_statistics, pretrained
 from lepton_rl.shifts import HELD_OUT_KINDS, TRAIN_KINDS, Shift, compose
 from lepton_rl.task import REGIMES, AdaptationTask, HiddenTask, Regime, VisibleTask
 
-LEARNING_SPLITS = ("train", "validation")  # nothing is reported of them
-SPLITS = (*LEARNING_SPLITS, "held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget")
+PAIRS_SPLIT = "train-pairs"  # of suites that have sets with the same classes
+LEARNING_SPLITS = ("train", PAIRS_SPLIT, "validation")  # nothing is reported of them
+SPLITS = ("train", "validation", "held-out-tasks", "held-out-shifts", "held-out-architecture", "longer-budget")
 LABELS_PER_CLASS = (1, 2, 3, 5, 10)
 BUDGETS = (20, 40, 80, 160, 320)  # people wait for seconds or for an hour
 LONG_BUDGET = 640
@@ -129,6 +130,27 @@ def _shift(rng: np.random.Generator, kinds: tuple[str, ...], low: float, high: f
     return Shift(kind=kind, severity=severity, seed=int(rng.integers(2**31)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two domains with the same classes.
+
+    Attributes:
+        source: What the network is trained on.
+        target: What it is adapted to.
+    """
+
+    source: Domain
+    target: Domain
+
+    @property
+    def name(self) -> str:
+        """For people and rows."""
+        return f"{self.source.name}-{self.target.name}"
+
+
+Bases = Mapping[str, Callable[[], Domain | Pair]]
+
+
 class Suite(Protocol):
     """Anything that makes task number `index` of a split, the same one every time."""
 
@@ -154,7 +176,7 @@ class TaskSuite:
 
     Args:
         name: Of the suite.
-        bases: For each base set a function that loads it; called when first needed.
+        bases: For each base set, or pair of sets, a function that loads it; called when first needed.
         width: Channels of the networks' first stage.
         pretrain_steps: Gradient steps on source data.
         budgets: Budgets of its tasks, in gradient steps.
@@ -163,7 +185,7 @@ class TaskSuite:
     def __init__(
         self,
         name: str,
-        bases: dict[str, Callable[[], Domain]],
+        bases: Bases,
         *,
         width: int = 8,
         pretrain_steps: int = 300,
@@ -219,12 +241,9 @@ class TaskSuite:
         return AdaptationTask(visible=visible, hidden=hidden, split=recipe.split, facts=_facts(recipe))
 
     def _halves(self, base: str) -> tuple[Domain, Domain]:
-        """Deal a base set's images onto source and target, once and for all: no image is in both."""
+        """Return the images of source and of target."""
         if base not in self._loaded:
-            domain = self._bases[base]()
-            order = np.random.default_rng(zlib.crc32(base.encode())).permutation(len(domain))
-            cut = len(domain) * 2 // 5
-            self._loaded[base] = (domain.take(order[:cut]), domain.take(order[cut:]))
+            self._loaded[base] = _halved(self._bases[base](), base)
         return self._loaded[base]
 
     def _source(self, key: "_SourceKey") -> "_Source":
@@ -248,6 +267,15 @@ class TaskSuite:
 
 
 _SourceKey = tuple[str, str, Shift | None]  # base set, part of its classes, shift
+
+
+def _halved(given: Domain | Pair, base: str) -> tuple[Domain, Domain]:
+    """Deal a base set's images onto source and target, once and for all: no image is in both."""
+    if isinstance(given, Pair):
+        return given.source, given.target
+    order = np.random.default_rng(zlib.crc32(base.encode())).permutation(len(given))
+    cut = len(given) * 2 // 5
+    return given.take(order[:cut]), given.take(order[cut:])
 
 
 def class_part(domain: Domain, part: str) -> Domain:
