@@ -26,6 +26,7 @@ from lepton_rl.controls import tuned_default
 from lepton_rl.signals import SIGNALS
 
 Context = Callable[[Experience], np.ndarray]
+LEVEL = 0.3  # points: less is neither won nor lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +143,55 @@ def cloning_table(experience: Sequence[Experience], glances: Tensor, seeds: int 
     """
     worth = clipped_returns(experience)
     seen = np.stack([first_signals(e) for e in experience])
-    paid: dict[str, list[np.ndarray]] = {"the forest": [], "an actor without glances": [], "an actor with glances": []}
+    actors: dict[str, tuple[Tensor, float]] = {
+        "an actor without glances": (glances[:0], 1.0),
+        "an actor with glances that learnt every knob apart": (glances, 0.0),
+        "an actor with glances": (glances, 1.0),
+    }
+    paid: dict[str, list[np.ndarray]] = {name: [] for name in ("the forest", *actors)}
     for seed in range(seeds):
         points = {name: np.zeros(len(experience)) for name in paid}
         for fold in np.array_split(np.random.default_rng(seed).permutation(len(experience)), 4):
             others = [experience[i] for i in np.setdiff1d(np.arange(len(experience)), fold)]
             margin = choose_plans(others, seed).margin
             points["the forest"][fold] = worth[fold, plans_for(seen[fold], others, margin, seed)]
-            for name, some in (("an actor without glances", glances[:0]), ("an actor with glances", glances)):
-                actor = distil(others, some, margin, tuned_default(), seed=seed)
+            for name, (some, whole) in actors.items():
+                actor = distil(others, some, margin, tuned_default(), whole=whole, seed=seed)
                 points[name][fold] = recorded_points(actor, [experience[i] for i in fold])[0].clip(-CLIP, CLIP)
         for name, values in points.items():
             paid[name].append(values)
     lines = [f"| who chooses | points, mean of {seeds} seeds | lowest to highest seed | |", "|---|---|---|---|"]
     return "\n".join([*lines, *(_row(name, [float(one.mean()) for one in found]) for name, found in paid.items())])
+
+
+def strangers_table(experience: Sequence[Experience], seeds: int = 3) -> str:
+    """Return what the choice gives where trees saw nothing like the task, as Markdown.
+
+    A task is judged by trees that saw no task of its base sets, or none in which the kind of its last shift occurs; it
+    is left out where this leaves nothing to learn from.
+    """
+    worth = clipped_returns(experience)
+    seen = np.stack([first_signals(e) for e in experience])
+    numbers = np.arange(len(experience))
+    bases = [frozenset(str(e.facts["base"]).split("-")) for e in experience]
+    kinds = [frozenset(name for name, _ in _shifts(e)) for e in experience]
+    last = [frozenset(name for name, _ in _shifts(e)[-1:]) for e in experience]
+    lines = ["| left out of the trees' experience | points | won | lost |", "|---|---|---|---|"]
+    for name, known, judged in (("its base sets", bases, bases), ("the kind of its last shift", kinds, last)):
+        points = []
+        for group in filter(None, set(judged)):
+            fold = numbers[[one == group for one in judged]]
+            others = [e for e, one in zip(experience, known, strict=True) if not one & group]
+            if others:  # else all tasks are alike in this
+                points += [worth[fold, plans_for(seen[fold], others, 0.0, seed)] for seed in range(seeds)]
+        if not points:
+            lines.append(f"| {name} | nothing else was played | | |")
+            continue
+        paid = np.concatenate(points)
+        error = paid.std() / (len(paid) / seeds) ** 0.5
+        won, lost = (100 * (sign * paid > LEVEL).mean() for sign in (1, -1))
+        lines.append(f"| {name} | {paid.mean():+.2f} ± {error:.2f} | {won:.0f} % | {lost:.0f} % |")
+    return "\n".join(lines)
 
 
 def control_variate(experience: Sequence[Experience]) -> tuple[float, float]:

@@ -5,8 +5,9 @@ points above the tuned default; where no plan promises more than a margin the tu
 choices are is told by forests that never saw the task. Then the actor clones what the forest chooses (Pomerleau 1991,
 "Efficient training of artificial neural networks for autonomous navigation"): whole runs of the played tasks, and the
 first decision on many more that were only glanced at, without which a network learns little more of a forest than the
-points it was trained on (Bucila et al. 2006, "Model compression"). Labels are smoothed, so that PPO has something left
-to explore.
+points it was trained on (Bucila et al. 2006, "Model compression"). An actor decides on every knob apart; it
+learns whole decisions too, against those of the other plans, as what matters is which plan it is. Labels are smoothed,
+so that PPO has something left to explore.
 
 Learning is from the labels of target_eval, as PPO's is, on training tasks only. What is cloned sees signals alone.
 """
@@ -141,6 +142,12 @@ def cloned(e: Experience, choice: int) -> tuple[Tensor, Tensor]:
     return e.observations[lane, : len(actions)], actions
 
 
+def repertoire() -> Tensor:
+    """Return every decision that a plan takes, once, int64 `[decisions, 12]`."""
+    decisions: Tensor = torch.unique(torch.cat([choice.actions(4) for choice in CHOICES]), dim=0)
+    return decisions
+
+
 def _oracle(e: Experience) -> float:
     """Return the points of the best plan, chosen on one half of target_eval and paid on the other."""
     last = e.accuracies[:, -1]
@@ -164,6 +171,7 @@ def distil(
     *,
     hidden: Sequence[int] = (64, 64),
     smoothing: float = 0.07,
+    whole: float = 1.0,
     seed: int = 0,
 ) -> NetworkPolicy:
     """Return an actor that clones the plans which the experience recommends.
@@ -174,7 +182,8 @@ def distil(
         margin: Points that a plan has to promise.
         start: The knobs that a run starts with: those that the experience started with.
         hidden: Units of the actor's hidden layers.
-        smoothing: Probability that is spread over the sub-actions that were not taken.
+        smoothing: Probability that is spread over the sub-actions, and the decisions, that were not taken.
+        whole: Weight of whole decisions in the loss, beside the sub-actions; 0 for ablations.
         seed: Of the trees and the first weights.
     """
     inputs = Standardiser.of(torch.cat([e.observations.flatten(0, 1) for e in experience]))
@@ -186,19 +195,19 @@ def distil(
     runs += [(seen[None], CHOICES[plan].actions(2)[:1]) for seen, plan in zip(glances, glanced, strict=True)]
     states = inputs(torch.cat([seen for seen, _ in runs]))
     actions = torch.cat([done for _, done in runs])
+    decisions = repertoire()
+    decided = (actions[:, None] == decisions).all(-1).int().argmax(1)
+    taken_by = torch.cat([nn.functional.one_hot(decisions[:, k], n) for k, n in enumerate(ACTION_SIZES)], 1).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(states.shape[1], hidden)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for _ in range(EPOCHS):
-        parts = network(states).split(ACTION_SIZES, dim=1)
-        loss = torch.stack(
-            [
-                nn.functional.cross_entropy(part, actions[:, k], label_smoothing=smoothing)
-                for k, part in enumerate(parts)
-            ]
-        ).sum()
+        logits = network(states)
+        loss = whole * nn.functional.cross_entropy(logits @ taken_by.T, decided, label_smoothing=smoothing)
+        for k, part in enumerate(logits.split(ACTION_SIZES, dim=1)):
+            loss = loss + nn.functional.cross_entropy(part, actions[:, k], label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

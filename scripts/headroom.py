@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate
+from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, strangers_table
 from lepton_rl.agents.distill import choose_plans
 from lepton_rl.agents.experience import read_experience, read_glances
 from lepton_rl.agents.guarding import guard_table
@@ -37,6 +37,7 @@ def _headroom() -> int:
     print(f"one plan for all tasks, chosen on other tasks: {choice.single:+.2f} points above the tuned default")
     print(f"a plan by the first signals, chosen on other tasks: {choice.gain:+.2f} ± {choice.standard_error:.2f}")
     print("\n" + ablation_table(experience, arguments.seeds), end="\n\n")
+    print(strangers_table(experience, arguments.seeds), end="\n\n")
     print(cloning_table(experience, read_glances(arguments.experience), arguments.seeds), end="\n\n")
     chosen = np.where(choice.plans < len(PLANS), choice.plans, 0)  # a run that is stopped is not played on
     for runs, plans in (("the tuned default's runs", np.zeros_like(chosen)), ("the chosen plans' runs", chosen)):

@@ -77,6 +77,43 @@ def test_held_out_sets_are_in_their_own_split_and_nowhere_else(data):
     assert not any(suite.recipe("held-out-datasets", i).target_shifts for i in range(8))
 
 
+def test_sets_with_the_same_classes_are_learnt_from_in_pairs(data):
+    suite = datasets.data_suite(data)
+    recipes = [suite.recipe("train-pairs", i) for i in range(60)]
+    assert {recipe.base for recipe in recipes} == {"mnist-digits", "digits-mnist"}  # no letters in this folder
+    assert {len(recipe.target_shifts) for recipe in recipes} == {0, 1, 2}
+    plain = next(r for r in recipes if not r.target_shifts and r.base == "digits-mnist" and r.classes == "all")
+    task = suite.make(plain)
+    mnist = {image.tobytes() for image in datasets.read_set(data, "mnist", 16).images}
+    assert all(image.tobytes() in mnist for image in task.hidden.target_eval.images)
+    assert task.hidden.target_test is None  # to learn from
+    assert plain == suite.recipe("train-pairs", plain.index)
+    with pytest.raises(InputError, match="expected train-pairs"):
+        suite.pairs.recipe("train", 0)
+
+
+def test_letters_are_paired_by_the_classes_that_both_sets_have(data):
+    rng = np.random.default_rng(0)
+    for name, classes in (("notmnist", 10), ("emnist_letters", 26)):
+        x, y = rng.integers(0, 256, (520, 28, 28)).astype(np.uint8), (np.arange(520) % classes).astype(np.uint8)
+        np.savez(data / f"{name}.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    suite = datasets.data_suite(data)
+    recipes = [suite.recipe("train-pairs", i) for i in range(60)]
+    assert len({recipe.base for recipe in recipes}) == 4
+    assert suite.widest(recipes[0]).classes == "all"
+    for base in ("notmnist-emnist_letters", "emnist_letters-notmnist"):
+        task = suite.make(next(r for r in recipes if r.base == base and r.classes == "all"))
+        assert task.visible.n_classes == 10
+        assert task.hidden.target_eval.labels.max() == 9
+
+
+def test_a_folder_without_pairs_says_what_they_need(data):
+    for name in ("mnist", "usps", "mnist_m"):
+        (data / f"{name}.npz").unlink()
+    with pytest.raises(InputError, match=r"'train-pairs' needs mnist.npz, or notmnist.npz and emnist_letters.npz"):
+        datasets.data_suite(data).task("train-pairs", 0)
+
+
 def test_images_are_brought_to_one_size_and_one_number_of_channels(data):
     suite = datasets.data_suite(data)
     for split, index in (("train", 0), ("held-out-datasets", 0), ("held-out-datasets", 1)):

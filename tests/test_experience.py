@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, privileged
-from lepton_rl.agents.distill import CLIP, choose_plans, cloned, distil, distilled, plans_for, returns
+from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, privileged, strangers_table
+from lepton_rl.agents.distill import (
+    CLIP,
+    choose_plans,
+    cloned,
+    distil,
+    distilled,
+    plans_for,
+    repertoire,
+    returns,
+)
 from lepton_rl.agents.experience import (
     Experience,
     ExperienceConfig,
@@ -180,6 +189,19 @@ def test_cloning_is_judged_on_tasks_that_nobody_saw(experience):
     assert without < with_them <= forest
 
 
+def test_strangers_are_judged_by_trees_that_saw_nothing_like_them():
+    """Plan 1 helps on one set and harms on the other: who has not seen a set is wrong about it."""
+    rng = np.random.default_rng(1)
+    made = [made_up(few=i % 2 == 0, rng=rng) for i in range(80)]
+    for i, e in enumerate(made):
+        e.facts.update(base=("digits", "mnist")[i % 2], shifts=("blur0.5", "")[i % 2])
+    sets, kinds = (line.split(" | ") for line in strangers_table(made, seeds=2).splitlines()[2:])
+    assert float(sets[1].split(" ")[0]) == pytest.approx(-2.0, abs=0.01)  # mnist loses 4, digits keeps the default
+    assert sets[2:] == ["0 %", "50 % |"]
+    assert kinds[2:] == ["0 %", "0 % |"], "a task without a shift is not judged, and blur was never seen to help"
+    assert "| its base sets | nothing else was played | | |" in strangers_table(made[::2], seeds=1)
+
+
 def test_privileged_facts_are_told_apart(experience):
     look = privileged(experience)
     few, free = look(experience[0]), look(experience[1])
@@ -252,6 +274,24 @@ def test_the_clone_does_what_was_chosen_and_fits_into_ppo(experience):
     start_from(model, policy)
     back = actor(model, policy.inputs, policy.settings)
     assert torch.equal(back.logits(states), policy.logits(states))
+
+
+def test_every_decision_of_a_plan_is_known_once_and_learnt_as_a_whole(experience):
+    known = repertoire()
+    assert len(known) == len({tuple(row) for row in known.tolist()})
+    for choice in (*PLANS, *STOPPED):
+        for row in choice.actions(7):
+            assert (row == known).all(1).any(), choice.name
+    glances = torch.zeros(0, len(SIGNAL_NAMES))
+    seen = torch.stack([e.observations[0, 0] for e in experience if e.facts["regime"] == "few-label"])
+    taken = (known == PLANS[1].actions(8)[0]).all(1).nonzero().item()
+    chances = []
+    for whole in (0.0, 1.0):
+        policy = distil(experience, glances, 0.5, tuned_default(), hidden=(4,), smoothing=0.5, whole=whole, seed=1)
+        parts = policy.logits(seen).split(ACTION_SIZES, dim=1)
+        logs = torch.stack([part.log_softmax(1)[:, known[:, k]] for k, part in enumerate(parts)]).sum(0)
+        chances.append(logs.softmax(1)[:, taken].mean())
+    assert chances[1] > 1.2 * chances[0]
 
 
 def test_glances_are_told_what_the_played_tasks_taught(experience):
