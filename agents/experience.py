@@ -155,10 +155,12 @@ def collect(config: ExperienceConfig) -> list[Path]:
     """Glance at and play the tasks that are missing, and return the files of all that are played.
 
     Raises:
+        InputError: If the suite does not have such tasks, or the folder holds others.
         Stopped: If SIGTERM or SIGUSR2 came; the tasks that were finished are kept.
         RuntimeError: If a task failed twice.
     """
-    choice = SuiteChoice(name=config.suite, data=config.data, size=config.size)
+    make_suite = SuiteChoice(name=config.suite, data=config.data, size=config.size).maker()
+    make_suite().recipe(config.split, config.first)  # says at once what the suite does not have
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / GLANCES).mkdir(exist_ok=True)
     wanted = range(config.first, config.first + config.tasks)
@@ -166,7 +168,7 @@ def collect(config: ExperienceConfig) -> list[Path]:
     missing += [index for index in wanted if _plans_played(config.path(index)) < len(PLANS)]
     with stop_on_signals() as stop:
         check = functools.partial(stop.check, "the tasks at hand")
-        with Crew(config.workers, functools.partial(_player, choice.maker(), config), check) as crew:
+        with Crew(config.workers, functools.partial(_player, make_suite, config), check) as crew:
             for number, done in enumerate(crew.run(missing), 1):
                 if done.problem is not None:
                     raise RuntimeError(f"training task {done.job} failed: {done.problem}")

@@ -166,7 +166,7 @@ def _bar(total: int) -> Callable[[int, dict[str, Any]], None]:
     bar.start()
 
     def show(done: int, row: dict[str, Any]) -> None:
-        text = f"{row.get('return_over_default', 0.0):+.2f} points over default" if row else ""
+        text = f"{row['return_over_default']:+.2f} points over default" if "return_over_default" in row else ""
         bar.update(task, completed=done, text=text)
         if done >= total:
             bar.stop()

@@ -28,6 +28,7 @@ from lepton_rl.agents.arm import Database
 from lepton_rl.agents.arms import find_arm, replayed
 from lepton_rl.agents.benchmark import benchmark, summary_table
 from lepton_rl.agents.book import Book
+from lepton_rl.agents.experience import ExperienceConfig, collect
 from lepton_rl.agents.leaderboard import differences, read_submission, sampled
 from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
@@ -112,6 +113,12 @@ def test_a_folder_without_pairs_says_what_they_need(data):
         (data / f"{name}.npz").unlink()
     with pytest.raises(InputError, match=r"'train-pairs' needs mnist.npz, or notmnist.npz and emnist_letters.npz"):
         datasets.data_suite(data).task("train-pairs", 0)
+    config = ExperienceConfig(suite="data", data=data, split="train-pairs", out=data / "out", tasks=1, glances=0)
+    with pytest.raises(InputError, match="add them to the data folder"):
+        collect(config)
+    assert not (data / "out").exists()
+    with pytest.raises(InputError, match="suite 'digits' has no split 'train-pairs'"):
+        ExperienceConfig(split="train-pairs")
 
 
 def test_images_are_brought_to_one_size_and_one_number_of_channels(data):
