@@ -46,6 +46,7 @@ class Variant:
         hidden_groups: Groups of signals that the actor and the critic do not see.
         apart: Whether each label regime has a policy of its own.
         told: Whether the critic is told what the generator knows of a task.
+        stacked: Whether the observation before is seen as well.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Variant:
     hidden_groups: tuple[str, ...] = ()
     apart: bool = False
     told: bool = False
+    stacked: bool = False
 
 
 VARIANTS = (
@@ -69,6 +71,7 @@ VARIANTS = (
     Variant(name="no control variate, from keeping everything", cloned=False, env={"control_variate": False}),
     Variant(name="privileged critic", told=True),
     Variant(name="privileged critic, from keeping everything", cloned=False, told=True),
+    Variant(name="history: the observation before as well", stacked=True),
     Variant(name="without scores and gap", hidden_groups=("scores",)),
     Variant(name="without facts of the task, labels and source", hidden_groups=("facts", "availability")),
     Variant(name="a policy for each label regime", apart=True),
@@ -148,13 +151,15 @@ def trained_points(
         where = np.array([str(e.facts["regime"]).startswith(regime) for e in judged])
         policy = _trained(variant, mine, clone, seed)
         points[where], apart[where] = recorded_points(
-            policy, [e for e, here in zip(judged, where, strict=True) if here]
+            policy, [e for e, here in zip(judged, where, strict=True) if here], stacked=variant.stacked
         )
     return points.clip(-CLIP, CLIP), float(apart.mean())
 
 
 def _trained(variant: Variant, learnt: Sequence[Experience], clone: NetworkPolicy, seed: int) -> NetworkPolicy:
     inputs = _blinded(clone.inputs, variant.hidden_groups)
+    if variant.stacked:
+        inputs, clone = _beside(inputs, inputs), _blind_to_more(clone, len(SIGNALS))
     kinds: dict[str, Any] = {"net_arch": {"pi": HIDDEN, "vf": HIDDEN}}
     lanes: Callable[[], RecordedEnv]
     if variant.told:
@@ -163,7 +168,7 @@ def _trained(variant: Variant, learnt: Sequence[Experience], clone: NetworkPolic
         told = torch.stack([torch.from_numpy(known(e)[len(SIGNALS) :]).float() for e in learnt])
         seen = _beside(inputs, Standardiser.of(told))
     else:
-        lanes = functools.partial(RecordedEnv, learnt, action_cost=0.05, **variant.env)
+        lanes = functools.partial(RecordedEnv, learnt, action_cost=0.05, stacked=variant.stacked, **variant.env)
         seen = inputs
     settings = {"learning_rate": 3e-4, "clip_range": 0.2, "ent_coef": 0.0, "gamma": 1.0} | variant.ppo
     model = ResumablePPO(
@@ -198,6 +203,12 @@ def _blinded(inputs: Standardiser, groups: Sequence[str]) -> Standardiser:
 
 def _beside(one: Standardiser, other: Standardiser) -> Standardiser:
     return Standardiser(**{name: torch.cat([value, getattr(other, name)]) for name, value in vars(one).items()})
+
+
+def _blind_to_more(policy: NetworkPolicy, more: int) -> NetworkPolicy:
+    """Let a policy take further inputs, which change nothing yet."""
+    (weight, bias), *others = policy.layers
+    return replace(policy, layers=((nn.functional.pad(weight, (0, more)), bias), *others))
 
 
 class _TellingEnv(RecordedEnv):

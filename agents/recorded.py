@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 
 from lepton_rl.agents.experience import Experience
 from lepton_rl.controls import KEEP, KNOBS
@@ -38,6 +39,7 @@ class RecordedRun:
         decision: How many decisions with gradient steps were taken.
         apart: In how many sub-actions the nearest recorded run differs so far.
         observation: What is seen now, `[signals]`.
+        before: What was seen one decision earlier, `[signals]`; at the start, the same.
         accuracy: On target_eval now, 0..1.
     """
 
@@ -49,6 +51,11 @@ class RecordedRun:
         self.default: list[float] = self._accuracies[0].tolist()
         self.ended = False
         self._move(0, 0)
+        self.before = self.observation
+
+    def seen(self, *, stacked: bool = False) -> np.ndarray:
+        """Return what a policy sees now, `[signals]`; stacked, what it saw before behind it, `[2 * signals]`."""
+        return np.concatenate([self.observation, self.before]) if stacked else self.observation.copy()
 
     def _move(self, lane: int, decision: int) -> None:
         self.decision = decision
@@ -62,6 +69,7 @@ class RecordedRun:
             self.ended = True
             return
         self._apart += (self._actions[:, self.decision] != action).sum(1)
+        self.before = self.observation
         self._move(int(self._apart.argmin()), self.decision + 1)
         self.ended = self.decision == self._actions.shape[1]
 
@@ -74,6 +82,7 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         action_cost: Points per moved knob.
         off_record: Points per sub-action in which the nearest recorded run differs.
         control_variate: Whether the tuned default's gains are subtracted, as in `FineTuneEnv`; for ablations.
+        stacked: Whether the observation before is seen as well; for ablations.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
@@ -85,12 +94,15 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         action_cost: float = 0.0,
         off_record: float = OFF_RECORD,
         control_variate: bool = True,
+        stacked: bool = False,
     ) -> None:
-        self.observation_space = observation_space()
+        self.observation_space = space = observation_space()
+        if stacked:
+            self.observation_space = Box(np.tile(space.low, 2), np.tile(space.high, 2))
         self.action_space = action_space()
         self._experience = experience
         self._costs = action_cost, off_record
-        self._control_variate = control_variate
+        self._control_variate, self._stacked = control_variate, stacked
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -102,7 +114,7 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._seen(), {}
 
     def _seen(self) -> np.ndarray:
-        return self._run.observation.copy()
+        return self._run.seen(stacked=self._stacked)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Apply one action."""
@@ -122,8 +134,15 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._seen(), paid - off_record * (run.apart - apart), run.ended, False, {}
 
 
-def recorded_points(policy: Policy, experience: Sequence[Experience]) -> tuple[np.ndarray, np.ndarray]:
+def recorded_points(
+    policy: Policy, experience: Sequence[Experience], *, stacked: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Play a policy greedily on recorded runs.
+
+    Args:
+        policy: The policy.
+        experience: Of the tasks to play.
+        stacked: Whether it sees the observation before as well.
 
     Returns:
         Points above the tuned default at the end of each run, `[tasks]`, and in how many sub-actions the recorded run
@@ -131,7 +150,7 @@ def recorded_points(policy: Policy, experience: Sequence[Experience]) -> tuple[n
     """
     runs = [RecordedRun(e) for e in experience]
     while going := [run for run in runs if not run.ended]:
-        seen = torch.from_numpy(np.stack([run.observation for run in going]))
+        seen = torch.from_numpy(np.stack([run.seen(stacked=stacked) for run in going]))
         decisions = torch.tensor([run.decision for run in going])
         actions = policy.act(seen, decisions, torch.zeros_like(decisions)).numpy()
         for run, action in zip(going, actions, strict=True):

@@ -50,6 +50,12 @@ class Domain:
     classes: tuple[str, ...]
     reading: Reading | None = None
 
+    def __repr__(self) -> str:
+        """Return one line; of the images and labels how many there are, not themselves."""
+        n, labelled = len(self), int((self.labels != UNLABELLED).sum())
+        c, h, w = self.images.shape[1:]
+        return f"Domain({self.name!r}, {n} images {c}x{h}x{w}, {labelled} labelled, {len(self.classes)} classes)"
+
     def __post_init__(self) -> None:
         """Refuse anything that is not exactly the declared layout."""
         x, y = self.images, self.labels

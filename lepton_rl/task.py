@@ -39,7 +39,7 @@ class VisibleTask:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     n_classes: int
     mean: np.ndarray
     std: np.ndarray
@@ -85,7 +85,7 @@ class HiddenTask:
 
     target_eval: Domain | None = None
     target_test: Domain | None = None
-    target_train_labels: np.ndarray | None = None
+    target_train_labels: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +107,7 @@ class AdaptationTask:
     split: str = "own"
     facts: dict[str, float | int | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    previous_head: nn.Linear | None = None
+    previous_head: nn.Linear | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

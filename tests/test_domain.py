@@ -498,3 +498,8 @@ def test_folder_named_pipe_is_passed_over(tmp_path: Path) -> None:
 def test_file_name_with_a_line_break_stays_one_line(tmp_path: Path) -> None:
     (tmp_path / "a\nb.png").write_bytes(b"")
     assert_refused(lambda: Domain.from_folder(tmp_path), "0 bytes")
+
+
+def test_printing_a_domain_says_what_it_is_in_one_line() -> None:
+    domain = Domain(images=ramp(3, 1, 2, 4), labels=np.array([0, -1, 1]), name="ones", classes=("a", "b"))
+    assert repr(domain) == "Domain('ones', 3 images 1x2x4, 2 labelled, 2 classes)"

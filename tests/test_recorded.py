@@ -76,6 +76,19 @@ def test_stopping_pays_what_was_reached_less_what_the_default_would_have_reached
         assert returned(RecordedEnv([e]), actions) == pytest.approx(expected, abs=1e-3)
 
 
+def test_stacked_observations_hold_the_one_before(experience):
+    env = RecordedEnv(experience[:1], stacked=True)
+    check_env(env, skip_render_check=True)
+    n = len(SIGNAL_NAMES)
+    before, _ = env.reset(seed=0)
+    assert np.array_equal(before[:n], before[n:])
+    for action in PLANS[1].actions(8).numpy():
+        after, *_ = env.step(action)
+        assert np.array_equal(after[n:], before[:n])
+        assert not np.array_equal(after[:n], before[:n])
+        before = after
+
+
 def test_what_was_not_recorded_costs_by_how_far_it_is(experience):
     strange = RATE_UP.copy()
     strange[KNOBS.index("augmentation")] = 0
@@ -135,6 +148,7 @@ def test_a_rehearsal_teaches_and_leaves_only_weights_behind(experience):
         Variant(name="no PPO", rollouts=0),
         Variant(name="privileged", told=True),
         Variant(name="apart", apart=True),
+        Variant(name="stacked", stacked=True),
     ],
     ids=lambda v: v.name,
 )
@@ -145,6 +159,15 @@ def test_a_variant_of_ppo_trains_and_is_judged(experience, variant):
     assert points.shape == (20,)
     assert points.mean() > 0.5
     assert apart >= 0
+
+
+def test_a_policy_that_may_look_back_starts_as_the_one_that_may_not(experience):
+    clone = distil(experience[:40], torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), smoothing=0.03)
+    points = [
+        trained_points(Variant(name="", stacked=stacked, rollouts=0), experience[:40], experience[40:], clone, 0)[0]
+        for stacked in (False, True)
+    ]
+    assert np.array_equal(*points)
 
 
 def test_a_hidden_group_of_signals_tells_nothing():

@@ -63,6 +63,12 @@ def test_a_task_is_the_same_every_time(suite):
     assert first.name == second.name == "digits/held-out-tasks/0003"
 
 
+def test_printing_a_task_prints_no_images_and_no_labels(suite):
+    task = suite.task("held-out-tasks", 1)
+    assert len(repr(task)) < 2000
+    assert "array([" not in repr(task).replace(f"mean={task.visible.mean!r}, std={task.visible.std!r}", "")
+
+
 def test_tasks_to_learn_from_are_paid_by_the_test_images_too(suite):
     recipe = suite.recipe("held-out-tasks", 3)
     kept, learning = (suite.make(replace(recipe, split=split)) for split in ("held-out-tasks", "train"))
