@@ -30,7 +30,7 @@ from lepton_rl.agents.plans import PLANS, Plan
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.cache import write_atomically
 from lepton_rl.controls import tuned_default
-from lepton_rl.datasets import splits_of
+from lepton_rl.datasets import check_split
 from lepton_rl.envs.session import eval_hits
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
@@ -75,8 +75,7 @@ class ExperienceConfig:
         for name, least in (("tasks", 1), ("workers", 1), ("first", 0), ("glances", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)} is out of range: expected {least} or more")
-        if self.split not in splits_of(self.suite):
-            raise InputError(f"suite {self.suite!r} has no split {self.split!r}: expected train; give --suite data")
+        check_split(self.suite, self.split)
 
     def path(self, index: int) -> Path:
         """Return the file of a task."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lepton_rl.datasets import SuiteSource, data_folder
+from lepton_rl.datasets import SuiteSource, check_split, data_folder
 from lepton_rl.errors import InputError
 from lepton_rl.lock import LOCK, locked
 from lepton_rl.stopping import stop_on_signals
@@ -41,6 +41,8 @@ class TrainConfig:
     """Folder of the .npz files of the suite data; default LEPTON_DATA."""
     size: int = 16
     """Side in pixels of the images of the suite data: 8, 16 or 28."""
+    split: Literal["train", "train-pairs"] = "train"
+    """Which training tasks: within one set, or from a set to another with the same classes (suite data)."""
     tasks: int = 1000
     """Training tasks to draw from."""
     regime: Literal["few-label", "label-free"] | None = None
@@ -101,6 +103,7 @@ class TrainConfig:
                     raise InputError(f"{name} {getattr(self, name)} is out of range: expected {expected}")
         if self.n_envs * self.n_steps < 2:
             raise InputError("n_envs 1 with n_steps 1 is a rollout of one decision: expected two or more; raise either")
+        check_split(self.suite, self.split)
         if self.suite == "data":
             data_folder(self.data)
         if self.experience is None and (self.rehearsals or not self.rollouts):

@@ -80,8 +80,8 @@ def faster_engine(config: TrainConfig) -> Kind:
     """Return the engine that the arguments name, or measure which is fastest."""
     if config.engine != "auto":
         return config.engine
-    session = SessionConfig(suite=config.source, tasks=config.tasks, regime=config.regime)
-    task = session.make_suite().task("train", 0, config.regime).visible
+    session = SessionConfig(suite=config.source, split=config.split, tasks=config.tasks, regime=config.regime)
+    task = session.make_suite().task(config.split, 0, config.regime).visible
     kinds = min(config.n_envs, len(TRAIN_ARCHITECTURES))
     return choose_engine(task, config.n_envs, architectures=kinds, workers=config.workers, device=config.device).kind
 
@@ -90,6 +90,7 @@ def make_env(config: TrainConfig, **changes: Any) -> VectorEnv[Any, Any, Any]:  
     """Return the lanes: one by one or one fleet per architecture, in worker processes or in this one."""
     arguments: dict[str, Any] = {
         "suite": config.source,
+        "split": config.split,
         "tasks": config.tasks,
         "regime": config.regime,
         "action_cost": config.action_cost,

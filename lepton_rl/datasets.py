@@ -334,6 +334,16 @@ def splits_of(suite: str) -> tuple[str, ...]:
     return {"data": (*SPLITS, PAIRS_SPLIT, HELD_OUT_SPLIT), "folders": (OWN_SPLIT,)}.get(suite, SPLITS)
 
 
+def check_split(suite: str, split: str) -> None:
+    """Refuse a split to learn from that a suite does not have.
+
+    Raises:
+        InputError: If it does not have it.
+    """
+    if split not in splits_of(suite):
+        raise InputError(f"suite {suite!r} has no split {split!r}: expected train; give --suite data")
+
+
 def contents(folder: Path) -> str:
     """Return a hash of what lies in a folder of data: names and bytes."""
     digest = hashlib.sha256()

@@ -32,6 +32,8 @@ from lepton_rl.agents.experience import ExperienceConfig, collect
 from lepton_rl.agents.leaderboard import differences, read_submission, sampled
 from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
+from lepton_rl.agents.train import TrainConfig
+from lepton_rl.agents.training_env import make_env
 from lepton_rl.errors import InputError
 from lepton_rl.starting_model import StartingModel
 from lepton_rl.suite import SPLITS
@@ -117,8 +119,18 @@ def test_a_folder_without_pairs_says_what_they_need(data):
     with pytest.raises(InputError, match="add them to the data folder"):
         collect(config)
     assert not (data / "out").exists()
-    with pytest.raises(InputError, match="suite 'digits' has no split 'train-pairs'"):
-        ExperienceConfig(split="train-pairs")
+    for made in (ExperienceConfig, TrainConfig):
+        with pytest.raises(InputError, match="suite 'digits' has no split 'train-pairs'"):
+            made(split="train-pairs")
+
+
+def test_real_rollouts_are_played_on_the_split_that_was_asked_for(data):
+    asked = {"suite": "data", "data": data, "n_envs": 2, "workers": 1, "engine": "fleet"}
+    for split in ("train", "train-pairs"):
+        lanes = make_env(TrainConfig(split=split, **asked))
+        _, told = lanes.reset(seed=0)
+        assert all(f"/{split}/" in name for name in told["task"])
+        lanes.close()
 
 
 def test_images_are_brought_to_one_size_and_one_number_of_channels(data):
