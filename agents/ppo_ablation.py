@@ -46,7 +46,7 @@ class Variant:
         hidden_groups: Groups of signals that the actor and the critic do not see.
         apart: Whether each label regime has a policy of its own.
         told: Whether the critic is told what the generator knows of a task.
-        stacked: Whether the observation before is seen as well.
+        stacked: Whether the observation before is seen as well; not together with `told`.
     """
 
     name: str

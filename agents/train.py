@@ -129,10 +129,12 @@ def train(config: TrainConfig, progress: bool = True) -> Path:
     TensorBoard is installed.
 
     Raises:
-        InputError: If the folder holds a training with other arguments, or another process trains there.
+        InputError: If the folder holds a training with other arguments, another process trains there, or the suite
+            lacks the tasks.
         Stopped: If SIGTERM or SIGUSR2 came; the rollout at hand was finished and saved.
         WorkerDied: If worker processes died again and again; what came before is saved.
     """
+    config.source().recipe(config.split, 0)  # says at once what the suite does not have
     with locked(config.out / LOCK, config.out), stop_on_signals() as stop:
         from lepton_rl.agents.training import Training
 

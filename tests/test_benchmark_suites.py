@@ -32,7 +32,7 @@ from lepton_rl.agents.experience import ExperienceConfig, collect
 from lepton_rl.agents.leaderboard import differences, read_submission, sampled
 from lepton_rl.agents.population import Member
 from lepton_rl.agents.ray_crew import RayCrew
-from lepton_rl.agents.train import TrainConfig
+from lepton_rl.agents.train import TrainConfig, train
 from lepton_rl.agents.training_env import make_env
 from lepton_rl.errors import InputError
 from lepton_rl.starting_model import StartingModel
@@ -118,6 +118,8 @@ def test_a_folder_without_pairs_says_what_they_need(data):
     config = ExperienceConfig(suite="data", data=data, split="train-pairs", out=data / "out", tasks=1, glances=0)
     with pytest.raises(InputError, match="add them to the data folder"):
         collect(config)
+    with pytest.raises(InputError, match="add them to the data folder"):
+        train(TrainConfig(suite="data", data=data, split="train-pairs", out=data / "out"))
     assert not (data / "out").exists()
     for made in (ExperienceConfig, TrainConfig):
         with pytest.raises(InputError, match="suite 'digits' has no split 'train-pairs'"):
