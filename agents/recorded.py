@@ -96,9 +96,8 @@ class RecordedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         control_variate: bool = True,
         stacked: bool = False,
     ) -> None:
-        self.observation_space = space = observation_space()
-        if stacked:
-            self.observation_space = Box(np.tile(space.low, 2), np.tile(space.high, 2))
+        space = observation_space()
+        self.observation_space = Box(np.tile(space.low, 2), np.tile(space.high, 2)) if stacked else space
         self.action_space = action_space()
         self._experience = experience
         self._costs = action_cost, off_record
