@@ -67,7 +67,8 @@ class SoloEngine(Engine):
     def _prefers_channels_last(self, task: VisibleTask) -> bool:
         kinds = {type(layer) for layer in task.model.modules()}
         large = min(task.target_unlabelled.images.shape[2:]) >= CHANNELS_LAST_SIDE
-        return self.device.type == "cpu" and large and nn.BatchNorm2d in kinds and nn.GroupNorm not in kinds
+        faster = self.device.type == "cpu" and large and nn.BatchNorm2d in kinds and nn.GroupNorm not in kinds
+        return faster and not any(_unsafe_channels_last(layer) for layer in task.model.modules())
 
     # ----- weights
 
@@ -323,3 +324,14 @@ def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:
     if not tensors:
         return like.new_zeros(())
     return torch.nn.utils.get_total_norm(tensors)
+
+
+def _unsafe_channels_last(layer: nn.Module) -> bool:
+    """Return whether the backward pass of a layer may write beyond its memory in this layout.
+
+    oneDNN 3.12, which torch 2.13 brings, does so on processors without AVX-512 (heap corruption, the process dies) for
+    strided 1x1 convolutions of fewer than eight channels.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < 8

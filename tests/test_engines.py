@@ -263,6 +263,13 @@ def test_memory_layout_changes_nothing_but_rounding(channels_last):
     assert largest_gap(*(lane_weights(engine) for engine in engines)) < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("architecture", "width", "taken"), [("resnet", 4, False), ("resnet", 8, True), ("vgg", 4, True)]
+)
+def test_a_layout_in_which_a_layer_may_corrupt_memory_is_not_taken(architecture, width, taken):
+    assert SoloEngine(task(architecture=architecture, width=width, side=16)).channels_last == taken
+
+
 def test_mixed_precision_without_cuda_is_refused():
     with pytest.raises(InputError, match="amp"):
         SoloEngine(task(), amp=True)
