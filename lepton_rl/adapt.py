@@ -156,6 +156,7 @@ def adapt(
     stages: Sequence[Sequence[str]] | None = None,
     head: str | None = None,
     new_head: NewHead = "auto",
+    class_prior: Mapping[str, float] | None = None,
     callback: Callback | None = None,
     progress: bool = False,
     keeper: Keeper | None = None,
@@ -190,6 +191,8 @@ def adapt(
         head: Dotted name of the linear classifier; default the last `nn.Linear`.
         new_head: Whether the model gets a head for other classes: `auto` (where the source has another number
             of classes than the model), `always`, `never`. The old one is `AdaptResult.previous_head`.
+        class_prior: Share, or number, of target images of each class by its name, if you know it: how frequent a
+            disease is, how rare a defect. Unknown, classes are taken to be balanced where labels do not say otherwise.
         callback: Called with every row of the history as it is made; of a run that goes on, with the earlier ones too.
         progress: Whether to show a progress bar.
         keeper: Keeps every decision where `out` is saved by somebody else (`keeping.py`).
@@ -215,6 +218,7 @@ def adapt(
             stages=stages,
             head=head,
             new_head=new_head,
+            class_prior=class_prior,
         )
 
     with nullcontext(keeper) if out is None else keeping(Path(out), overwrite=overwrite) as keeper:
@@ -270,6 +274,7 @@ def adapt(
                 "budget": budget,
                 "seed": seed,
                 "folds": folds,
+                "class_prior": None if class_prior is None else dict(class_prior),
             },
             metrics=metrics,
             cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,

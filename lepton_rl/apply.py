@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -64,6 +64,8 @@ class ApplyConfig:
     """Name of the linear classifier; default the last linear layer."""
     new_head: NewHead = "auto"
     """Give the model a head for the classes at hand: auto = where the source has another number of classes."""
+    class_prior: dict[str, float] = field(default_factory=dict)
+    """Share, or number, of target images of each class, if you know it: cat 0.7 dog 0.3; default balanced."""
     corrupt: Corrupt = "refuse"
     """What to do with image files that cannot be read: refuse the first, or skip and list them."""
     overwrite: bool = False
@@ -127,6 +129,7 @@ def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) ->
         stages=groups_of(config.stages),
         head=config.head,
         new_head=config.new_head,
+        class_prior=config.class_prior or None,
         progress=sys.stderr.isatty(),
         keeper=keeper,
     )

@@ -1,9 +1,11 @@
 """Which class every output of a model stands for: classes go by name, never by order."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lepton_rl.arrays import UNLABELLED
 from lepton_rl.domain import Domain
@@ -86,6 +88,37 @@ def relabelled(domain: Domain, names: tuple[str, ...], what: str) -> Domain:
     # The last entry serves -1, which stays unlabelled.
     table = np.array([*(number.get(name, UNLABELLED) for name in domain.classes), UNLABELLED], dtype=np.int64)
     return Domain(images=domain.images, labels=table[domain.labels], name=domain.name, classes=names)
+
+
+def shares(known: Mapping[str, float], names: tuple[str, ...]) -> NDArray[np.float64]:
+    """Return the shares of a model's classes, `[k]`, summing up to 1.
+
+    Args:
+        known: Share, or number, of images of each class by its name.
+        names: Of the model's outputs.
+
+    Raises:
+        TypeError: If it is no mapping from names to numbers.
+        InputError: If a class is missing or unknown, or a number is negative, not finite, or all are 0.
+    """
+    if not isinstance(known, Mapping) or not all(isinstance(name, str) for name in known):
+        raise TypeError(
+            f"class_prior is {type(known).__name__}: expected a mapping from the names of classes to shares"
+        )
+    for wrong, what in ((set(known) - set(names), "not known to the model"), (set(names) - set(known), "missing")):
+        if wrong:
+            raise InputError(
+                f"class_prior: {some(sorted(wrong))} {what}: expected a share of each of {some(names)}; give 0 to "
+                "classes that never occur"
+            )
+    for name, share in known.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise InputError(f"class_prior of {name!r} is {share!r}: expected a share or a number of images, 0 or more")
+    found = np.array([known[name] for name in names], dtype=np.float64)
+    if not 0 < found.sum() < math.inf:
+        raise InputError(f"class_prior sums up to {found.sum():g}: expected at least one class above 0")
+    normalised: NDArray[np.float64] = found / found.sum()
+    return normalised
 
 
 def some(names: Sequence[str]) -> str:

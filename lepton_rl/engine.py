@@ -29,6 +29,7 @@ from lepton_rl.window import Lanes, TrainStats, Window
 __all__ = ["ABSENT_CLASS", "CHUNK", "Engine", "Side", "TrainStats"]
 
 CHUNK = 256  # images per forward pass outside of training
+LEAST_SHARE = 0.01  # of a class, in units of a balanced one: nobody can be sure that a class never occurs
 ABSENT_CLASS = -1e4  # logit of classes that a lane does not have
 
 SETS = ("source_train", "source_val", "target_support", "target_probe", "target_unlabelled")
@@ -55,6 +56,7 @@ class Engine(ABC):
         self.budget = torch.ones(lanes, dtype=torch.int64, device=device)
         self.n_classes = torch.full((lanes,), example.n_classes, device=device)
         self.has_class = torch.ones(lanes, example.n_classes, dtype=torch.bool, device=device)
+        self.log_prior = torch.zeros(lanes, example.n_classes, dtype=dtype, device=device)
         self.mean = torch.zeros(lanes, 1, c, 1, 1, dtype=dtype, device=device)
         self.std = torch.ones(lanes, 1, c, 1, 1, dtype=dtype, device=device)
         self.offset = {name: torch.zeros(lanes, dtype=torch.int64, device=device) for name in SETS}
@@ -154,6 +156,8 @@ class Engine(ABC):
         marked[lanes] = True
         self._stats = self._stats.without(marked)
         self.has_class[lanes] = torch.arange(self.width_of_head, device=self.device) < self.n_classes[lanes, None]
+        priors = np.stack([_log_prior(task, self.width_of_head) for task in tasks.values()])
+        self.log_prior[lanes] = torch.as_tensor(priors, dtype=self.dtype).to(self.device)
         for mine, name in ((self.mean, "mean"), (self.std, "std")):
             values = np.stack([getattr(task, name) for task in tasks.values()])
             mine[lanes, 0, :, 0, 0] = torch.as_tensor(values, dtype=self.dtype).to(self.device)
@@ -330,3 +334,11 @@ class Engine(ABC):
         if self._all_classes:
             return logits
         return torch.where(self.has_class[:, None], logits, torch.full_like(logits, ABSENT_CLASS))
+
+
+def _log_prior(task: VisibleTask, width: int) -> np.ndarray:
+    """Return the class prior of a task as `losses.diversity` takes it, `[width]`."""
+    found = np.zeros(width)
+    if task.class_prior is not None:
+        found[: task.n_classes] = np.log(np.maximum(task.n_classes * task.class_prior, LEAST_SHARE))
+    return found

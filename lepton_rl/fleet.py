@@ -151,7 +151,7 @@ class FleetEngine(Engine):
 
     def _rows(self) -> list[Tensor]:
         """List all tensors with a row per lane that a step reads."""
-        constant = [self.live, self.seeds, self.n_classes, self.has_class, self.mean, self.std]
+        constant = [self.live, self.seeds, self.n_classes, self.has_class, self.log_prior, self.mean, self.std]
         return [*self._changing(), *constant]
 
     def _narrow(self, lanes: int) -> "FleetEngine":
@@ -164,7 +164,7 @@ class FleetEngine(Engine):
         ]
         few.heads = AuxiliaryHeads(lanes, self.heads.width, self.device, self.dtype)
         few.statistics = {name: value[:lanes].clone() for name, value in self.statistics.items()}
-        for name in ("live", "seeds", "n_classes", "has_class", "mean", "std"):
+        for name in ("live", "seeds", "n_classes", "has_class", "log_prior", "mean", "std"):
             setattr(few, name, getattr(self, name)[:lanes].clone())
         if self.recorded is not None:
             few.record_with(self.recorded.recorder)

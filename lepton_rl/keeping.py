@@ -248,6 +248,7 @@ def arguments_of(task: VisibleTask, policy: Policy, settings: ControlSettings, s
         "normalisation": [task.mean.tolist(), task.std.tolist()],
         "policy": _digest(*_policy(policy)),
         "settings": settings.to_json(),
+        "class_prior": None if task.class_prior is None else task.class_prior.tolist(),
         "budget": task.budget,
         "seed": seed,
     }

@@ -46,6 +46,7 @@ def objective(
     adversarial: Tensor | None,
     auxiliary: Tensor | None,
     n_classes: Tensor | None,
+    log_prior: Tensor | None = None,
     trained: frozenset[str] = frozenset(TERMS),
     wanted: frozenset[str] = frozenset(TERMS),
 ) -> tuple[Tensor, Tensor]:
@@ -62,6 +63,7 @@ def objective(
         adversarial: Loss of the domain discriminator behind a gradient reversal `[lanes]`, or None when off.
         auxiliary: Rotation loss `[lanes]`, or None when off.
         n_classes: int64 `[lanes]`; None = every lane has all classes of the logits.
+        log_prior: `log(n_classes * class prior)` of the target images, `[lanes, k]`; None = balanced classes.
         trained: Terms that some lane trains on.
         wanted: Terms that are needed at all; the others are 0.
 
@@ -69,7 +71,7 @@ def objective(
         The loss `[lanes]`, differentiable, and the terms `[lanes, 8]` in the order of `TERMS`, without a graph.
     """
     with torch.no_grad():
-        values, by_logits, by_features = _known_terms(batch, sizes, n_classes, wanted)
+        values, by_logits, by_features = _known_terms(batch, sizes, n_classes, log_prior, wanted)
     if adversarial is not None:
         values["adversarial"] = adversarial
     if auxiliary is not None:
@@ -90,17 +92,22 @@ _Pull = tuple[int, str, Tensor]  # number of the part, term, derivative of the t
 
 
 def _known_terms(
-    batch: Outputs, sizes: tuple[int, ...], n_classes: Tensor | None, wanted: frozenset[str]
+    batch: Outputs,
+    sizes: tuple[int, ...],
+    n_classes: Tensor | None,
+    log_prior: Tensor | None,
+    wanted: frozenset[str],
 ) -> tuple[dict[str, Tensor], list[_Pull], list[_Pull]]:
     """Compute the terms of features and predictions, and their derivatives by logits and by features."""
     support, target, *source = batch.logits.log_softmax(-1).split(sizes, 1)
+    expected = 0.0 if log_prior is None else log_prior[:, None]
     values: dict[str, Tensor] = {}
     by_logits: list[_Pull] = []
     by_features: list[_Pull] = []
     labels = batch.labels.split(sizes, 1)
     predictions: dict[str, tuple[int, Callable[[], tuple[Tensor, Tensor]]]] = {
         "entropy": (UNLABELLED, lambda: conditional_entropy_of(target, n_classes)),
-        "diversity": (UNLABELLED, lambda: diversity_of(target, n_classes)),
+        "diversity": (UNLABELLED, lambda: diversity_of(target, n_classes, expected)),
         "self_training": (UNLABELLED, lambda: pseudo_label_of(target, PSEUDO_LABEL_THRESHOLD)),
         "target": (SUPPORT, lambda: cross_entropy_of(support, labels[SUPPORT])),
     }

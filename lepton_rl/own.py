@@ -1,13 +1,13 @@
 """Make an adaptation task from a user's own model and images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lepton_rl.class_names import NewHead, class_names, relabelled, wants_new_head
+from lepton_rl.class_names import NewHead, class_names, relabelled, shares, wants_new_head
 from lepton_rl.data_notes import data_notes
 from lepton_rl.domain import Domain
 from lepton_rl.errors import InputError
@@ -35,6 +35,7 @@ def own_task(
     stages: Sequence[Sequence[str]] | None = None,
     head: str | None = None,
     new_head: NewHead = "auto",
+    class_prior: Mapping[str, float] | None = None,
 ) -> tuple[AdaptationTask, Preprocessing]:
     """Split, convert and check a user's model and domains.
 
@@ -57,6 +58,7 @@ def own_task(
         new_head: Whether the model gets a head for the classes of the source (or the target, or `classes`),
             fitted on labelled images: `auto`, where the source has another number of classes than the model and
             `classes` are not given; `always`; `never`.
+        class_prior: Share, or number, of target images of each class by its name, where it is known.
 
     Returns:
         The task, and how its images were made.
@@ -73,6 +75,7 @@ def own_task(
     facts = check_model(model, *shape, plan)
     renewed = wants_new_head(new_head, facts.n_classes, classes, source)
     names = class_names(None if renewed else facts.n_classes, classes, source, target)
+    prior = None if class_prior is None else shares(class_prior, names)
     if source is not None:
         source = _prepared(source, shape, names, "source").labelled()
     target = _prepared(target, shape, names, "target")
@@ -106,6 +109,7 @@ def own_task(
         target_probe=probe,
         target_unlabelled=target.take(order).without_labels(),
         plan=plan,
+        class_prior=prior,
     )
     hidden = HiddenTask(target_test=hidden_test)
     assert previous is None or isinstance(previous, nn.Linear)

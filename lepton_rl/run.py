@@ -205,5 +205,5 @@ class AdaptationRun:
         return observation
 
     def _known_facts(self) -> list[TaskFacts]:
-        blank = TaskFacts(source_prior=None, labels_per_class=0, parameters=1, target_images=1)
+        blank = TaskFacts(class_prior=None, labels_per_class=0, parameters=1, target_images=1)
         return [facts or blank for facts in self._facts]

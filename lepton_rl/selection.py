@@ -32,10 +32,12 @@ def visible_score(engine: Engine, views: Views) -> Tensor:
     """Score every lane by what policies and tuners may see; higher is better, `[lanes]`.
 
     With a probe: its accuracy, ties broken by its loss. Without: information maximisation (Liang et al. 2020),
-    which rewards sure predictions only together with diverse ones.
+    which rewards sure predictions only together with diverse ones, or with such as a known class prior says.
     """
     has_probe = engine.length["target_probe"] > 0
-    free = validators.information_maximisation(target_logits=views.target.logits, n_classes=engine.n_classes)
+    free = validators.information_maximisation(
+        target_logits=views.target.logits, n_classes=engine.n_classes, log_prior=engine.log_prior[:, None]
+    )
     accuracy = validators.probe_accuracy(probe_logits=views.probe.logits, probe_labels=views.probe.labels)
     loss = -validators.negative_probe_loss(probe_logits=views.probe.logits, probe_labels=views.probe.labels)
     return torch.where(has_probe, accuracy - 0.01 * torch.tanh(loss), free)

@@ -76,11 +76,16 @@ _MEASURED = (
     ("probe_accuracy", 0, 1, "accuracy on target_probe"),
     ("probe_loss", 0, 2, "cross-entropy on target_probe / log K, x / (1 + x/2)"),
     ("entropy", 0, 1, "mean entropy of target predictions / log K"),
-    ("marginal_entropy", 0, 1, "entropy of the mean target prediction / log K"),
+    ("marginal_entropy", 0, 1, "1 - KL(mean target prediction, class prior) / log K; balanced unless known"),
     ("confidence", 0, 1, "mean largest target probability"),
     ("nuclear_norm", 0, 1, "batch nuclear norm of target predictions (BNM, Cui et al. 2020)"),
     ("density", 0, 1, "soft neighbourhood density of target features (Saito et al. 2021)"),
-    ("prior_distance", 0, 1, "Jensen-Shannon divergence of the target marginal from the source prior, bits"),
+    (
+        "prior_distance",
+        0,
+        1,
+        "Jensen-Shannon divergence of the target marginal from the known or source prior, bits",
+    ),
     ("marginal_drift", 0, 1, "Jensen-Shannon divergence of the target marginal from its start, bits"),
     ("agreement_with_start", 0, 1, "share of target predictions equal to those at the start"),
     ("agreement_with_last", 0, 1, "share of target predictions equal to those at the last decision"),
@@ -173,7 +178,7 @@ class Memory:
 class TaskFacts:
     """What is known of a lane's task beforehand, as numbers."""
 
-    source_prior: list[float] | None
+    class_prior: list[float] | None
     labels_per_class: float
     parameters: int
     target_images: int
@@ -187,7 +192,7 @@ class TaskFacts:
             counts = [float((task.source_train.labels == k).sum()) for k in range(task.n_classes)]
             prior = [count / max(1.0, sum(counts)) for count in counts]
         return cls(
-            source_prior=prior,
+            class_prior=prior if task.class_prior is None else task.class_prior.tolist(),
             labels_per_class=labelled / task.n_classes,
             parameters=sum(p.numel() for p in task.model.parameters()),
             target_images=len(task.target_unlabelled),
@@ -202,7 +207,7 @@ def measure(engine: Engine, views: Views, memory: Memory, facts: list[TaskFacts]
     probe = engine.length["target_probe"] > 0
     uniform = [1.0 / engine.width_of_head] * engine.width_of_head
     priors = torch.tensor(
-        [_pad(f.source_prior, engine.width_of_head) or uniform for f in facts],
+        [_pad(f.class_prior, engine.width_of_head) or uniform for f in facts],
         device=engine.device,
         dtype=engine.dtype,
     )
@@ -215,7 +220,9 @@ def measure(engine: Engine, views: Views, memory: Memory, facts: list[TaskFacts]
         "probe_accuracy": validators.probe_accuracy(probe_logits=views.probe.logits, probe_labels=views.probe.labels),
         "probe_loss": _squash(cross_entropy(views.probe.logits, views.probe.labels) / log_k),
         "entropy": -validators.negative_entropy(target_logits=target.logits, n_classes=n_classes),
-        "marginal_entropy": validators.information_maximisation(target_logits=target.logits, n_classes=n_classes)
+        "marginal_entropy": validators.information_maximisation(
+            target_logits=target.logits, n_classes=n_classes, log_prior=engine.log_prior[:, None]
+        )
         - validators.negative_entropy(target_logits=target.logits, n_classes=n_classes),
         "confidence": validators.mean_confidence(target_logits=target.logits),
         "nuclear_norm": validators.nuclear_norm(target_logits=target.logits, n_classes=n_classes),

@@ -120,6 +120,7 @@ def take_step(engine: "Engine", kind: StepKind, inputs: StepInputs) -> Tensor:
         adversarial=adversarial,
         auxiliary=auxiliary,
         n_classes=None if kind.all_classes else engine.n_classes,
+        log_prior=engine.log_prior,
         trained=kind.active,
         wanted=kind.wanted,
     )

@@ -36,6 +36,7 @@ class VisibleTask:
         target_unlabelled: Target images; their labels are all -1.
         budget: Gradient steps of one run.
         plan: The model's layer groups, or None to find them.
+        class_prior: Shares of the classes among the target images, `[n_classes]`, summing up to 1; None = unknown.
     """
 
     name: str
@@ -50,6 +51,7 @@ class VisibleTask:
     target_support: Domain | None = None
     target_probe: Domain | None = None
     plan: StagePlan | None = None
+    class_prior: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse a task that could leak or cannot run."""

@@ -34,14 +34,19 @@ def negative_entropy(*, target_logits: Tensor, n_classes: Tensor | int | None = 
 
 
 @torch.no_grad()
-def information_maximisation(*, target_logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor:
+def information_maximisation(
+    *, target_logits: Tensor, n_classes: Tensor | int | None = None, log_prior: Tensor | float = 0.0
+) -> Tensor:
     """Return `(H(mean p) - mean H(p)) / log k`, in 0..1: certain on each image, balanced over all.
+
+    With a class prior (`log_prior` as in `losses.diversity`) the first term is `log k - KL(mean p, prior)`: certain on
+    each image, over all as it is known.
 
     Source: Hu et al. 2017, "Learning discrete representations via information maximizing self-augmented
     training" (the mutual information term); Liang et al. 2020, "Do we really need to access the source
     data?".
     """
-    return 1.0 - diversity(target_logits, n_classes) - conditional_entropy(target_logits, n_classes)
+    return 1.0 - diversity(target_logits, n_classes, log_prior) - conditional_entropy(target_logits, n_classes)
 
 
 @torch.no_grad()

@@ -208,6 +208,7 @@ def test_another_adaptation_is_not_gone_on_with(tmp_path, monkeypatch):
         ({"policy": replace(BUSY, actions=BUSY.actions[:2])}, "policy"),
         ({"model": build_model("vgg", channels=1, n_classes=3, width=4, seed=9).eval()}, "model"),
         ({"normalisation": ((0.5,), (0.5,))}, "normalisation"),
+        ({"class_prior": {"0": 1, "1": 2, "2": 3}}, "class_prior"),
     ):
         with pytest.raises(InputError, match=f"unfinished adaptation with another {named}:") as error:
             run(out, **change)

@@ -145,6 +145,19 @@ def test_adapt_from_folders(good, data, tmp_path, capsys):
     assert result["classes"] == ["digit-0", "digit-1"]
 
 
+def test_a_class_prior_can_be_typed(good, tmp_path, capsys):
+    prior = ["--class-prior", "digit-0", "3", "digit-1", "1"]
+    flat = [str(part) for pair in good.items() for part in pair]
+    assert main(["adapt", *flat, *prior]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["arguments"]["class_prior"] == {"digit-0": 3.0, "digit-1": 1.0}
+    capsys.readouterr()
+    assert main(["adapt", *flat, "--overwrite", "--class-prior", "digit-0", "3"]) == 2
+    problem = capsys.readouterr().err
+    assert "class_prior: 'digit-1' missing: expected a share of each of" in problem
+    assert problem.count("\n") == 1
+
+
 def test_adapt_trains_a_built_in_first_when_there_are_no_weights(good, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LEPTON_CACHE", str(tmp_path / "cache"))
     assert run(good | {"--weights": None, "--image-size": 6}) == 0

@@ -270,6 +270,25 @@ def test_a_layout_in_which_a_layer_may_corrupt_memory_is_not_taken(architecture,
     assert SoloEngine(task(architecture=architecture, width=width, side=16)).channels_last == taken
 
 
+@pytest.mark.parametrize("fleet", [False, True])
+def test_diversity_asks_for_the_classes_that_are_known_to_occur(fleet):
+    """Three classes in shares 1/6, 2/6, 3/6; a class prior of equal shares is no other than none, to the bit."""
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {"diversity": 10.0}
+    settings = ControlSettings(learning_rate=1e-2, weights=weights)
+    known = task(labels=False, source=False, prior=True)
+    even = replace(known, class_prior=np.full(3, 1 / 3))
+    shares, ends = {}, {}
+    for name, visible in (("known", known), ("even", even), ("none", replace(known, class_prior=None))):
+        engine = FleetEngine(visible, 1) if fleet else SoloEngine(visible)
+        engine.load(0, visible, 1)
+        engine.train(controls(settings), [60])
+        shares[name] = engine.views().target.logits.softmax(-1).mean(1)[0]
+        ends[name] = lane_weights(engine)
+    assert same(ends["even"], ends["none"])
+    torch.testing.assert_close(shares["known"], torch.tensor([1.0, 2.0, 3.0]) / 6, rtol=0, atol=0.08)
+    torch.testing.assert_close(shares["none"], torch.full((3,), 1 / 3), rtol=0, atol=0.08)
+
+
 def test_mixed_precision_without_cuda_is_refused():
     with pytest.raises(InputError, match="amp"):
         SoloEngine(task(), amp=True)

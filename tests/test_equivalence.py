@@ -28,6 +28,7 @@ lane_kinds = st.fixed_dictionaries(
         "probe": st.booleans(),
         "budget": st.sampled_from((5, 9, 15)),
         "images": st.sampled_from((12, 40, 150)),
+        "prior": st.booleans(),
     }
 )
 starts = st.sampled_from((PLAIN, EVERYTHING))

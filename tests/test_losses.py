@@ -29,6 +29,9 @@ SIZES = st.integers(1, 5)
 LOGIT_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "conditional_entropy": conditional_entropy,
     "diversity": diversity,
+    "diversity of other than balanced classes": lambda logits: diversity(
+        logits, None, torch.linspace(-1, 0.5, logits.shape[-1], dtype=logits.dtype)
+    ),
     "pseudo_label": lambda logits: pseudo_label(logits, 0.5),
     "cross_entropy": lambda logits: cross_entropy(logits, _labels(logits), 0.1),
 }
@@ -224,6 +227,19 @@ def test_entropies_equal_naive(seed: int, b: int, k: int) -> None:
     marginal = _naive_entropy(sum(rows) / b)
     assert conditional_entropy(logits).item() == pytest.approx(mean_entropy / math.log(k), rel=1e-10)
     assert diversity(logits).item() == pytest.approx(1 - marginal / math.log(k), rel=1e-10, abs=1e-12)
+
+
+@given(SEEDS, SIZES, SIZES, SIZES)
+def test_diversity_is_the_divergence_from_the_class_prior(seed, lanes, b, k):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(lanes, b, k + 1, generator=generator, dtype=torch.float64) * 3
+    prior = torch.rand(lanes, k + 1, generator=generator, dtype=torch.float64) + 0.01
+    prior /= prior.sum(-1, keepdim=True)
+    mean = logits.softmax(-1).mean(-2)
+    expected = (mean * (mean / prior).log()).sum(-1) / math.log(k + 1)
+    log_prior = (prior * (k + 1)).log()[:, None]
+    torch.testing.assert_close(diversity(logits, None, log_prior), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(diversity(logits, None, torch.zeros_like(log_prior)), diversity(logits))
 
 
 @pytest.mark.parametrize("loss", [conditional_entropy, diversity])

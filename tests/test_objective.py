@@ -24,7 +24,7 @@ def batch(seed=0, sizes=SIZES):
     return features, features @ weight * 3, labels
 
 
-def plain_loss(features, logits, labels, weights):
+def plain_loss(features, logits, labels, weights, log_prior=0.0):
     """The weighted sum as autograd sees it."""
     _, f_t, f_s = features.split(SIZES, 1)
     z_support, z_t, z_s = logits.split(SIZES, 1)
@@ -33,20 +33,23 @@ def plain_loss(features, logits, labels, weights):
         "source": cross_entropy(z_s, y_s),
         "alignment": mmd(f_s, f_t) + coral(f_s, f_t),
         "entropy": conditional_entropy(z_t),
-        "diversity": diversity(z_t),
+        "diversity": diversity(z_t, None, log_prior),
         "self_training": pseudo_label(z_t, 0.9),
         "target": cross_entropy(z_support, y_support),
     }
     return sum(weights[:, TERMS.index(term)] * value for term, value in terms.items()), terms
 
 
-def test_loss_and_derivative_equal_the_plain_weighted_sum():
+@pytest.mark.parametrize("log_prior", [None, torch.tensor([[0.1, -0.2, 0.0], [0.5, -3.0, -0.1]]).double()])
+def test_loss_and_derivative_equal_the_plain_weighted_sum(log_prior):
     features, logits, labels = batch()
     weights = torch.tensor([[1.0, 0.5, 0, 0.3, 0.0, 2.0, 0, 1.0], [0.2, 0.0, 0, 0.1, 0.7, 0.0, 0, 1.0]]).double()
-    expected, terms = plain_loss(features, logits, labels, weights)
+    expected, terms = plain_loss(features, logits, labels, weights, 0.0 if log_prior is None else log_prior[:, None])
     (wanted,) = torch.autograd.grad(expected.sum(), features, retain_graph=True)
     outputs = Outputs(features=features, logits=logits, labels=labels)
-    loss, found = objective(outputs, SIZES, weights, adversarial=None, auxiliary=None, n_classes=None)
+    loss, found = objective(
+        outputs, SIZES, weights, adversarial=None, auxiliary=None, n_classes=None, log_prior=log_prior
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), features)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)

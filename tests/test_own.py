@@ -139,6 +139,39 @@ def test_source_free_labels_need_all_class_names():
 # ----- images
 
 
+def test_a_class_prior_goes_by_name_and_is_normalised():
+    source = numbered([0, 1] * 10, classes=("cat", "dog"))
+    task, _ = own_task(net(), source=source, target=numbered([-1] * 8), class_prior={"dog": 30, "cat": 10})
+    assert task.visible.class_prior.tolist() == [0.25, 0.75]
+    assert own_task(net(), source=source, target=numbered([-1] * 8))[0].visible.class_prior is None
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (
+            {"cat": 1, "bird": 2},
+            r"class_prior: 'bird' not known to the model: expected a share of each of 'cat', 'dog'",
+        ),
+        ({"cat": 1}, r"class_prior: 'dog' missing: expected a share of each of 'cat', 'dog'; give 0 to classes"),
+        ({"cat": -1, "dog": 2}, r"class_prior of 'cat' is -1: expected a share or a number of images, 0 or more"),
+        ({"cat": float("nan"), "dog": 2}, r"class_prior of 'cat' is nan: expected a share"),
+        ({"cat": True, "dog": 2}, r"class_prior of 'cat' is True: expected a share"),
+        ({"cat": 0, "dog": 0.0}, r"class_prior sums up to 0: expected at least one class above 0"),
+    ],
+)
+def test_class_priors_that_say_nothing_are_refused(prior, message):
+    source = numbered([0, 1] * 10, classes=("cat", "dog"))
+    with pytest.raises(InputError, match=message) as error:
+        own_task(net(), source=source, target=numbered([-1] * 8), class_prior=prior)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_prior_without_names_is_refused():
+    with pytest.raises(TypeError, match="class_prior is list: expected a mapping from the names of classes to shares"):
+        own_task(net(), source=numbered([0, 1] * 10), target=numbered([-1] * 8), class_prior=[0.5, 0.5])
+
+
 def test_images_take_the_size_of_the_source_and_the_channels_of_the_model():
     source, target = numbered([0, 1] * 5, channels=1, size=8), numbered([0, 1] * 3, channels=1, size=20)
     task, way = own_task(net(channels=3), source=source, target=target, test=target)

@@ -41,7 +41,7 @@ VISIBLE = {
     "probe_logits",
     "probe_labels",
 }
-OPTIONS = {"n_classes", "temperature"}
+OPTIONS = {"n_classes", "temperature", "log_prior"}  # the class prior is told by the user
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -73,7 +73,7 @@ def test_signatures_declare_what_a_score_may_see() -> None:
 def test_the_table_holds_scores_that_see_target_logits_only() -> None:
     for name, function in VALIDATORS.items():
         assert function is _public()[name]
-        assert set(inspect.signature(function).parameters) == {"target_logits", "n_classes"}
+        assert set(inspect.signature(function).parameters) - {"log_prior"} == {"target_logits", "n_classes"}
         assert function(target_logits=_normal(0, 3, 5, 4)).shape == (3,)
 
 
@@ -100,6 +100,9 @@ def test_collapse_is_certain_but_neither_varied_nor_of_full_rank() -> None:
     collapsed = CERTAIN[:1].expand(4, 4)
     assert negative_entropy(target_logits=collapsed).item() == 0.0
     assert information_maximisation(target_logits=collapsed).item() == 0.0
+    expected = torch.full_like(collapsed[0], 0.01).scatter(0, collapsed[0].argmax(), 1.0)
+    log_prior = (expected / expected.sum() * len(expected)).log()
+    assert information_maximisation(target_logits=collapsed, log_prior=log_prior).item() > 0.9
     assert nuclear_norm(target_logits=collapsed).item() == pytest.approx(0.5)  # sqrt(4) / sqrt(16)
 
 

@@ -47,6 +47,7 @@ def task(
     side=SIDE,
     channels=1,
     model=None,
+    prior=False,
 ):
     """A complete visible task; `model` overrides the architecture."""
     if model is None:
@@ -69,6 +70,7 @@ def task(
         target_support=part(3, 9, labels),
         target_probe=part(4, 7, labels and probe),
         target_unlabelled=part(5, images, True, labelled=False),
+        class_prior=np.arange(1, classes + 1) / sum(range(1, classes + 1)) if prior else None,
     )
 
 

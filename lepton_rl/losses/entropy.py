@@ -52,32 +52,39 @@ def conditional_entropy_of(log_p: Tensor, n_classes: Tensor | int | None = None)
     return -(negative.squeeze(-1).sum(-1) * unit), p * (negative - log_p) * _outer(unit)
 
 
-def diversity(logits: Tensor, n_classes: Tensor | int | None = None) -> Tensor:
-    """Return `1 - H(mean prediction) / log k`, which falls as the predicted classes become balanced.
+def diversity(logits: Tensor, n_classes: Tensor | int | None = None, log_prior: Tensor | float = 0.0) -> Tensor:
+    """Return `KL(mean prediction, class prior) / log k`, which falls as the predicted classes become those expected.
+
+    Where balanced classes are expected this is `1 - H(mean prediction) / log k`.
 
     Args:
         logits: `[..., b, k]`; padded classes are large negative finite numbers.
         n_classes: real classes, `[...]` or one for all lanes (default k).
+        log_prior: `log(n_classes * class prior)`, `[..., 1, k]`; 0 = balanced classes.
 
     Returns:
-        `[...]` in 0..1: 0 for a uniform mean prediction, 1 when all rows collapse on one class.
+        `[...]`, at least 0 (up to rounding): 0 for a mean prediction equal to the prior; 1 when all rows collapse on
+        one class of balanced ones.
 
     Source: Liang et al. 2020, "Do we really need to access the source data?", the diversity term of the
-    information-maximisation loss, here over log k.
+    information-maximisation loss, here over log k; the prior as in Krause et al. 2010, "Discriminative clustering by
+    regularized information maximization", section 3.
     """
-    return of_logits(logits, lambda log_p: diversity_of(log_p, n_classes))
+    return of_logits(logits, lambda log_p: diversity_of(log_p, n_classes, log_prior))
 
 
-def diversity_of(log_p: Tensor, n_classes: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
-    """Return `diversity` of log-probabilities and its gradient by the logits, `p (log m - p' log m) / (b log k)`.
+def diversity_of(
+    log_p: Tensor, n_classes: Tensor | int | None = None, log_prior: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return `diversity` of log-probabilities and its gradient by the logits, `p (r - p' r) / (b log k)`.
 
-    m is the mean prediction.
+    r is the logarithm of the mean prediction, less `log_prior`.
     """
     p = log_p.exp()
     marginal = p.mean(-2, keepdim=True)
     log_m = marginal.clamp_min(torch.finfo(p.dtype).tiny).log()
     unit = _unit(log_p, n_classes)
-    weighted = p * log_m
+    weighted = p * (log_m - log_prior)
     value = 1.0 + weighted.sum((-2, -1)) * unit
     return value, (weighted - p * weighted.sum(-1, keepdim=True)) * _outer(unit)
 
