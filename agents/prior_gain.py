@@ -4,6 +4,7 @@ Played on validation tasks and judged by `target_eval`, guard included.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -61,13 +62,14 @@ def prior_gains(make_suite: MakeSuite, policies: tuple[str, ...], tasks: int, wo
     Raises:
         RuntimeError: If a task failed twice.
     """
-    wanted = list(_numbers(make_suite(), tasks))
+    wanted, rows = list(_numbers(make_suite(), tasks)), []
     with Crew(workers, functools.partial(_player, make_suite, policies)) as crew:
-        found = list(crew.run(wanted))
-    for done in found:
-        if done.problem is not None:
-            raise RuntimeError(f"{SPLIT} task {done.job} failed: {done.problem}")
-    return [done.value for done in found]
+        for done in crew.run(wanted):
+            if done.problem is not None:
+                raise RuntimeError(f"{SPLIT} task {done.job} failed: {done.problem}")
+            rows.append(done.value)
+            print(f"{len(rows)} of {len(wanted)} tasks", file=sys.stderr, flush=True)
+    return rows
 
 
 def prior_table(rows: list[Row], policies: tuple[str, ...]) -> str:
