@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -112,9 +113,9 @@ def shares(known: Mapping[str, float], names: tuple[str, ...]) -> NDArray[np.flo
                 "classes that never occur"
             )
     for name, share in known.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < math.inf:
             raise InputError(f"class_prior of {name!r} is {share!r}: expected a share or a number of images, 0 or more")
-    found = np.array([known[name] for name in names], dtype=np.float64)
+    found = np.array([float(known[name]) for name in names], dtype=np.float64)
     if not 0 < found.sum() < math.inf:
         raise InputError(f"class_prior sums up to {found.sum():g}: expected at least one class above 0")
     normalised: NDArray[np.float64] = found / found.sum()

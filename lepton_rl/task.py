@@ -61,6 +61,14 @@ class VisibleTask:
             raise InputError(
                 f"task {self.name!r}: target_unlabelled carries labels: expected all -1; hide them before building it"
             )
+        prior = self.class_prior
+        if prior is not None and (
+            prior.shape != (self.n_classes,) or (prior < 0).any() or not abs(prior.sum() - 1) < 1e-6
+        ):
+            raise InputError(
+                f"task {self.name!r} has a class_prior of {prior.tolist()}: expected {self.n_classes} shares that sum "
+                "up to 1; divide numbers of images by their sum"
+            )
         if (self.source_train is None) != (self.source_val is None):
             raise InputError(f"task {self.name!r}: give source_train and source_val both, or neither for source-free")
 

@@ -143,6 +143,12 @@ def test_a_class_prior_goes_by_name_and_is_normalised():
     source = numbered([0, 1] * 10, classes=("cat", "dog"))
     task, _ = own_task(net(), source=source, target=numbered([-1] * 8), class_prior={"dog": 30, "cat": 10})
     assert task.visible.class_prior.tolist() == [0.25, 0.75]
+    counted = dict(zip(("cat", "dog"), np.bincount([0, 1, 1, 1]), strict=True))
+    again, _ = own_task(net(), source=source, target=numbered([-1] * 8), class_prior=counted)
+    assert again.visible.class_prior.tolist() == [0.25, 0.75]
+    for wrong in ([0.5, 0.6], [1.0], [1.5, -0.5], [np.nan, 1]):
+        with pytest.raises(InputError, match="expected 2 shares that sum up to 1"):
+            replace(task.visible, class_prior=np.array(wrong))
     assert own_task(net(), source=source, target=numbered([-1] * 8))[0].visible.class_prior is None
 
 

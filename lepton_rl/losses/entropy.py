@@ -67,8 +67,8 @@ def diversity(logits: Tensor, n_classes: Tensor | int | None = None, log_prior: 
         one class of balanced ones.
 
     Source: Liang et al. 2020, "Do we really need to access the source data?", the diversity term of the
-    information-maximisation loss, here over log k; the prior as in Krause et al. 2010, "Discriminative clustering by
-    regularized information maximization", section 3.
+    information-maximisation loss, here over log k; another prior than the balanced one as in Krause et al. 2010,
+    "Discriminative clustering by regularized information maximization".
     """
     return of_logits(logits, lambda log_p: diversity_of(log_p, n_classes, log_prior))
 
