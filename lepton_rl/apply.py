@@ -9,7 +9,7 @@ from torch import nn
 
 from lepton_rl.adapt import AdaptResult, adapt
 from lepton_rl.artifact import SHIPPED, load_policy
-from lepton_rl.class_names import NewHead
+from lepton_rl.class_names import NewHead, shares
 from lepton_rl.decode import Corrupt
 from lepton_rl.domain import Domain
 from lepton_rl.inspect_command import groups_of
@@ -112,6 +112,8 @@ def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) ->
     test = None
     if config.test is not None:
         test = load(config.test, known or target.classes, _size(source or target))
+    if config.class_prior and known:
+        shares(config.class_prior, tuple(known))  # what is wrong with it is said before a network is trained
     model = _model(config, source, say)
     keeper.check_stop("loading")
     result = adapt(
