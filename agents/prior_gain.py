@@ -60,8 +60,11 @@ def prior_gains(make_suite: MakeSuite, policies: tuple[str, ...], tasks: int, wo
         Of every task `skew`, `source-only`, and accuracies under `POLICY, PRIOR`, all 0..100.
 
     Raises:
+        InputError: If a policy cannot be read.
         RuntimeError: If a task failed twice.
     """
+    for name in policies:
+        load_policy(name)  # says at once what there is not
     wanted, rows = list(_numbers(make_suite(), tasks)), []
     with Crew(workers, functools.partial(_player, make_suite, policies)) as crew:
         for done in crew.run(wanted):

@@ -5,6 +5,7 @@ import pytest
 
 from lepton_rl.agents import prior_gain
 from lepton_rl.agents.prior_gain import KNOWN, ROUGH, UNKNOWN, WRONG, points, prior_gains, prior_table, priors_of
+from lepton_rl.errors import InputError
 from lepton_rl.policy import KeepPolicy
 from lepton_rl.suite import TaskSuite
 
@@ -57,3 +58,8 @@ def test_long_tailed_tasks_and_half_as_many_balanced_ones_are_played(suite, monk
     assert sorted(row["skew"] > 0 for row in rows) == [False, True, True]
     assert {row["tuned-default, known"] for row in rows} == {1.0}
     assert all(0 < row["source-only"] <= 100 for row in rows)
+
+
+def test_a_policy_that_there_is_not_is_told_at_once():
+    with pytest.raises(InputError, match="policy 'nope' is unknown"):
+        prior_gains(lambda: pytest.fail("no task is made"), ("tuned-default", "nope"), 1, 1)
