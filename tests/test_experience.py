@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lepton_rl.agents import distill
 from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, privileged, strangers_table
 from lepton_rl.agents.distill import (
     CLIP,
@@ -167,7 +168,8 @@ def test_choices_find_what_depends_on_the_task_and_are_paid_fairly(experience):
     assert "| rate up | +0.00 ± 0.52 | +4.00 ± 0.00 | -4.00 ± 0.00 |" in plans_table(experience)
 
 
-def test_an_ablation_tells_what_the_choice_rests_on(experience):
+def test_an_ablation_tells_what_the_choice_rests_on(experience, monkeypatch):
+    monkeypatch.setattr(distill, "TREES", 40)
     rows = {line.split(" | ")[0][2:]: line for line in ablation_table(experience, seeds=2).splitlines()}
     assert "| +2.00 | +2.00 to +2.00 |" in rows["labels or none, source data or none"]
     assert "+0.00 ± 0.00 |" in rows["labels or none, source data or none"]
@@ -177,7 +179,8 @@ def test_an_ablation_tells_what_the_choice_rests_on(experience):
     assert rows["half of the tasks"].endswith("|  |")
 
 
-def test_cloning_is_judged_on_tasks_that_nobody_saw(experience):
+def test_cloning_is_judged_on_tasks_that_nobody_saw(experience, monkeypatch):
+    monkeypatch.setattr(distill, "TREES", 40)
     fresh = np.random.default_rng(5)
     glances = torch.stack([made_up(few=i % 2 == 0, rng=fresh).observations[0, 0] for i in range(200)])
     rows = {row.split(" | ")[0][2:]: row for row in cloning_table(experience, glances, seeds=1).splitlines()}

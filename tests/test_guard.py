@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lepton_rl.agents import guarding
 from lepton_rl.agents.experience import Experience
 from lepton_rl.agents.guarding import MARGINS, evidence_of, expected_gains, guard_table, learn_guard, worth_of
 from lepton_rl.controls import ACTION_SIZES, KEEP
@@ -52,6 +53,12 @@ def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
         original_score=torch.tensor(0.5),
         facts={"regime": "label-free", "budget": 20, "source_free": 0, "name": str(number)},
     )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What these examples teach is learnt soon."""
+    monkeypatch.setattr(guarding, "STEPS", 400)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from safetensors.torch import load_file
 from stable_baselines3 import PPO
 
-from lepton_rl.agents import distill, tracking, training_env
+from lepton_rl.agents import distill, guarding, tracking, training_env
 from lepton_rl.agents import training as training_module
 from lepton_rl.agents.experience import play
 from lepton_rl.agents.plans import PLANS
@@ -187,13 +187,25 @@ def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
     assert actions.shape == (1, len(ACTION_SIZES))
 
 
-def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, suite, tmp_path: Path, monkeypatch):
-    """The start is validated as row 0 and can be the best; what a resumed training knows is in its checkpoint."""
-    monkeypatch.setattr(distill, "TREES", 5)
-    taught = tmp_path / "experience"
-    taught.mkdir()
+@pytest.fixture(scope="module")
+def taught(suite, tmp_path_factory) -> Path:
+    """Six played tasks."""
+    folder = tmp_path_factory.mktemp("experience")
     for index in range(6):
-        (taught / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
+        (folder / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What is learnt need not be good."""
+    monkeypatch.setattr(distill, "TREES", 5)
+    monkeypatch.setattr(distill, "EPOCHS", 100)
+    monkeypatch.setattr(guarding, "STEPS", 50)
+
+
+def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, taught, quick, tmp_path: Path):
+    """The start is validated as row 0 and can be the best; what a resumed training knows is in its checkpoint."""
     arguments = tiny | {"experience": taught, "learning_rate": 1e-9, "hidden": (8,)}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(TrainConfig(out=whole, rollouts=2, **arguments), progress=False)
@@ -213,13 +225,8 @@ def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, suite, 
     assert torch.allclose(artifact.policy.logits(observations), start.logits(observations), atol=1e-3)
 
 
-def test_a_training_can_rehearse_on_recorded_runs_alone(tiny, suite, tmp_path: Path, monkeypatch):
+def test_a_training_can_rehearse_on_recorded_runs_alone(tiny, taught, quick, tmp_path: Path):
     """PPO changes what was distilled, nothing counts as a rollout, and the same command changes nothing more."""
-    monkeypatch.setattr(distill, "TREES", 5)
-    taught = tmp_path / "experience"
-    taught.mkdir()
-    for index in range(6):
-        (taught / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
     config = TrainConfig(out=tmp_path / "out", rollouts=0, rehearsals=3, experience=taught, **tiny | {"hidden": (8,)})
     file = train(config, progress=False).read_bytes()
     artifact = PolicyArtifact.from_bytes(file)
