@@ -24,7 +24,7 @@ from lepton_rl.keeping import Keeper, keeping
 from lepton_rl.manifest import whole_folder, write_manifest
 from lepton_rl.metrics import Comparison, Floats, Metrics, compare
 from lepton_rl.own import own_task
-from lepton_rl.policy import Policy
+from lepton_rl.policy import Policy, asking_for
 from lepton_rl.preprocessing import Preprocessing, accuracy, predict, probabilities
 from lepton_rl.rollout import Callback, Row, RunResult, rollout
 from lepton_rl.selection import ORIGINAL
@@ -157,6 +157,7 @@ def adapt(
     head: str | None = None,
     new_head: NewHead = "auto",
     class_prior: Mapping[str, float] | None = None,
+    min_gain: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
     keeper: Keeper | None = None,
@@ -193,6 +194,9 @@ def adapt(
             of classes than the model), `always`, `never`. The old one is `AdaptResult.previous_head`.
         class_prior: Share, or number, of target images of each class by its name, if you know it: how frequent a
             disease is, how rare a defect. Unknown, classes are taken to be balanced where labels do not say otherwise.
+        min_gain: Points of accuracy that the learned guard has to expect, or the original is kept; more is more
+            careful (`docs/results.md` says what it costs). Above 0 labelled images are no second witness. Default
+            what the policy's file says, 0 for `lepton-v1`.
         callback: Called with every row of the history as it is made; of a run that goes on, with the earlier ones too.
         progress: Whether to show a progress bar.
         keeper: Keeps every decision where `out` is saved by somebody else (`keeping.py`).
@@ -202,7 +206,7 @@ def adapt(
         InputError: If something cannot be used; one line says what, why, and what to do.
         Stopped: If `out` is given and SIGTERM or SIGUSR2 came; the last decision is kept.
     """
-    actor = load_policy(policy)
+    actor = load_policy(policy) if min_gain is None else asking_for(load_policy(policy), min_gain)
 
     def prepared(part: Domain, judged_on: Domain | None) -> tuple[AdaptationTask, Preprocessing]:
         return own_task(
@@ -275,6 +279,7 @@ def adapt(
                 "seed": seed,
                 "folds": folds,
                 "class_prior": None if class_prior is None else dict(class_prior),
+                "min_gain": min_gain,
             },
             metrics=metrics,
             cross_validation=cross_validate(target, folds, seed, names, once) if folds else None,

@@ -16,6 +16,7 @@ from lepton_rl.inspect_command import groups_of
 from lepton_rl.keeping import Keeper, keeping
 from lepton_rl.loading import load_domain
 from lepton_rl.named_models import ExpectedInput
+from lepton_rl.policy import asking_for
 from lepton_rl.run import decisions_of
 from lepton_rl.splits import split_source
 from lepton_rl.starting_model import Standardisation, StartingModel
@@ -66,6 +67,9 @@ class ApplyConfig:
     """Give the model a head for the classes at hand: auto = where the source has another number of classes."""
     class_prior: dict[str, float] = field(default_factory=dict)
     """Share, or number, of target images of each class, if you know it: cat 0.7 dog 0.3; default balanced."""
+    min_gain: float | None = None
+    """Points of accuracy that the learned guard has to expect, or the original is kept; 5 is careful. Default what the
+    policy says, 0 for lepton-v1."""
     corrupt: Corrupt = "refuse"
     """What to do with image files that cannot be read: refuse the first, or skip and list them."""
     overwrite: bool = False
@@ -98,6 +102,8 @@ def apply(
 
 def _applied(config: ApplyConfig, keeper: Keeper, say: Callable[[str], None]) -> AdaptResult:
     policy = load_policy(config.policy)
+    if config.min_gain is not None:
+        policy = asking_for(policy, config.min_gain)  # what is wrong with it is said before anything is read
     classes = config.classes or None
     expected = _expected(config, say)
     size = image_size(config) or (None if expected is None else expected.size)

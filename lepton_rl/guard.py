@@ -39,8 +39,8 @@ class Guard:
     Attributes:
         inputs: From the evidence of the training.
         layers: Weights `[out, in]` and biases `[out]`, hidden ones followed by tanh; the last has one output.
-        margin: Points that have to be expected, or the original is kept unless a probe shows a gain; below 0 the run is
-            trusted until so much of a loss is expected.
+        margin: Points that have to be expected, or the original is kept. Up to 0 a gain that a probe shows counts as
+            well, and below 0 the run is trusted until so much of a loss is expected; above 0 the guard alone decides.
     """
 
     inputs: Standardiser

@@ -1,13 +1,15 @@
 """Policies: what maps observations to actions. A trained one, a fixed schedule, a rule, a random one."""
 
-from dataclasses import dataclass, field
-from typing import Protocol
+import math
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lepton_rl import streams
 from lepton_rl.controls import ACTION_SIZES, KEEP, ControlSettings, tuned_default
+from lepton_rl.errors import InputError
 from lepton_rl.guard import Guard
 from lepton_rl.perceptron import Layers, feed_forward
 from lepton_rl.standardise import Standardiser
@@ -113,3 +115,26 @@ class NetworkPolicy:
         del decisions, seeds
         parts = self.logits(observations.to(self.inputs.mean)).split(ACTION_SIZES, dim=1)
         return torch.stack([part.argmax(1) for part in parts], dim=1)
+
+
+def asking_for(policy: Policy, min_gain: float) -> Policy:
+    """Return a policy whose guard keeps the original unless it expects so much.
+
+    Args:
+        policy: One with a learned guard.
+        min_gain: Points of accuracy, -100 to 100.
+
+    Raises:
+        InputError: If the policy has no guard, or there are no such points.
+    """
+    points = math.nan if isinstance(min_gain, bool) or not isinstance(min_gain, int | float) else min_gain
+    if not -100 <= points <= 100:
+        raise InputError(f"min_gain {min_gain!r} is out of range: expected points of accuracy, -100 to 100")
+    guard: Guard | None = getattr(policy, "guard", None)
+    if guard is None or not is_dataclass(policy) or isinstance(policy, type):
+        raise InputError(
+            f"min_gain {min_gain!r} asks a learned guard, and {type(policy).__name__} has none: expected a trained "
+            "policy, such as lepton-v1; leave min_gain out, or take another policy"
+        )
+    changes: dict[str, Any] = {"guard": replace(guard, margin=float(min_gain))}
+    return replace(policy, **changes)

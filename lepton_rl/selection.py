@@ -57,12 +57,13 @@ def choose_by_gain(
     """Choose between the last weights and the original by what a learned guard expects, and by a probe, if any.
 
     The original comes back when all witnesses are for it. Without labels the guard is the only one: the visible score
-    is what the run was trained to raise.
+    is what the run was trained to raise. It is the only one, too, where more than some gain is asked for: that a
+    handful of labelled images cannot show.
 
     Args:
         candidates: The original first, the last weights at the end.
         gain: Points expected of the last weights above the original.
-        margin: Points that it takes.
+        margin: Points that it takes; above 0 the guard alone decides.
         has_probe: Whether labelled images that were not trained on made the scores.
 
     Returns:
@@ -70,8 +71,11 @@ def choose_by_gain(
     """
     original, last = candidates[0], candidates[-1]
     said = f"learned guard: {gain:+.1f} points of accuracy expected of {last.name}"
+    said += f", {margin:g} asked for" if margin else ""
     if gain > margin:
         return last, said
+    if margin > 0:
+        return original, said
     if has_probe and last.score > original.score:
         return (
             last,

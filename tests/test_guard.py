@@ -9,9 +9,11 @@ import torch
 from lepton_rl.agents import guarding
 from lepton_rl.agents.experience import Experience
 from lepton_rl.agents.guarding import MARGINS, evidence_of, expected_gains, guard_table, learn_guard, worth_of
+from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.controls import ACTION_SIZES, KEEP
+from lepton_rl.errors import InputError
 from lepton_rl.guard import EVIDENCE, Guard, evidence
-from lepton_rl.policy import KeepPolicy, NetworkPolicy
+from lepton_rl.policy import KeepPolicy, NetworkPolicy, asking_for
 from lepton_rl.rollout import rollout
 from lepton_rl.selection import ORIGINAL, Candidate, choose_by_gain
 from lepton_rl.signals import SIGNAL_NAMES, SIGNALS
@@ -117,23 +119,48 @@ def test_a_run_goes_by_the_guard(points, adapted):
 
 
 @pytest.mark.parametrize(
-    ("gain", "scores", "has_probe", "chosen"),
+    ("gain", "scores", "has_probe", "margin", "chosen"),
     [
-        (2.0, (0.9, 0.1), True, "last"),  # the guard is for it
-        (0.5, (0.5, 0.6), True, "last"),  # the guard is not, the labelled images are
-        (0.5, (0.5, 0.6), False, "original"),  # without them a score that rose says nothing
-        (0.5, (0.6, 0.6), True, "original"),
-        (-9.0, (0.6, 0.5), True, "original"),
+        (2.0, (0.9, 0.1), True, 0.0, "last"),  # the guard is for it
+        (-0.5, (0.5, 0.6), True, 0.0, "last"),  # the guard is not, the labelled images are
+        (-0.5, (0.5, 0.6), False, 0.0, "original"),  # without them a score that rose says nothing
+        (-0.5, (0.6, 0.6), True, 0.0, "original"),
+        (-9.0, (0.6, 0.5), True, 0.0, "original"),
+        (4.0, (0.5, 0.6), True, 5.0, "original"),  # who asks for more asks the guard alone
+        (6.0, (0.6, 0.5), True, 5.0, "last"),
     ],
 )
-def test_the_original_comes_back_when_all_witnesses_are_for_it(gain, scores, has_probe, chosen):
+def test_the_original_comes_back_when_all_witnesses_are_for_it(gain, scores, has_probe, margin, chosen):
     weights = {"w": torch.zeros(1)}
     candidates = [
         Candidate(name=n, weights=weights, score=s) for n, s in zip(("original", "last"), scores, strict=True)
     ]
-    choice, reason = choose_by_gain(candidates, gain, 1.0, has_probe=has_probe)
+    choice, reason = choose_by_gain(candidates, gain, margin, has_probe=has_probe)
     assert choice.name == chosen
     assert f"{gain:+.1f} points" in reason
+    assert ("5 asked for" in reason) == (margin > 0)
+
+
+@pytest.mark.parametrize(("asked", "adapted"), [(2.9, True), (3.1, False), (-5, True)])
+def test_more_can_be_asked_of_a_guard(asked, adapted):
+    policy = keeping(constant(3.0, margin=0.0))
+    careful = asking_for(policy, asked)
+    assert policy.guard.margin == 0.0
+    result = rollout(tiny_task(budget=10), careful, seed=1)
+    assert (result.chosen != ORIGINAL) == adapted
+    assert PolicyArtifact.from_bytes(PolicyArtifact(policy=careful, card={}).to_bytes()).policy.guard.margin == asked
+
+
+@pytest.mark.parametrize("asked", [float("nan"), float("inf"), 101, True, "5", None])
+def test_what_is_no_gain_is_refused(asked):
+    with pytest.raises(InputError, match=r"min_gain .* is out of range: expected points of accuracy, -100 to 100"):
+        asking_for(keeping(constant(3.0)), asked)
+
+
+def test_who_has_no_guard_cannot_be_asked():
+    for policy in (KeepPolicy(), keeping(None)):
+        with pytest.raises(InputError, match="Policy has none: expected a trained policy, such as lepton-v1"):
+            asking_for(policy, 5.0)
 
 
 def test_the_original_is_untouched_where_it_is_kept():
