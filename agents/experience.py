@@ -34,6 +34,7 @@ from lepton_rl.datasets import check_split
 from lepton_rl.envs.session import eval_hits
 from lepton_rl.errors import InputError
 from lepton_rl.fleet import FleetEngine
+from lepton_rl.policy import Policy
 from lepton_rl.run import AdaptationRun, decisions_of
 from lepton_rl.selection import visible_score
 from lepton_rl.signals import SIGNALS
@@ -108,6 +109,7 @@ class Experience:
         scores: What the guard goes by, float32 `[lanes, decisions + 1]`.
         original: Accuracy of the untouched network under source statistics on both halves, float32 `[2]`.
         original_score: Its visible score, float32 `[]`.
+        original_signals: What is measured of it, float32 `[18]`.
         facts: Of the task: name, base set, architecture, regime, shifts, ...
     """
 
@@ -117,6 +119,7 @@ class Experience:
     scores: Tensor
     original: Tensor
     original_score: Tensor
+    original_signals: Tensor
     facts: dict[str, Any]
 
     def to_bytes(self) -> bytes:
@@ -264,9 +267,11 @@ def _halves(hits: np.ndarray) -> list[float]:
     return [float(hits[0::2].mean()), float(hits[1::2].mean())]
 
 
-def play(task: AdaptationTask, device: str = "cpu", plans: Sequence[Plan] = PLANS) -> Experience:
-    """Play a task under all plans at once."""
-    lanes = len(plans)
+def play(
+    task: AdaptationTask, device: str = "cpu", plans: Sequence[Plan] = PLANS, policy: Policy | None = None
+) -> Experience:
+    """Play a task under all plans at once; under a policy, too, if there is one, on the first lane."""
+    lanes = len(plans) + (policy is not None)
     engine = FleetEngine(task.visible, lanes, device=device)
     run = AdaptationRun(engine)
     lane_seed = int(task.facts["seed"])
@@ -274,11 +279,19 @@ def play(task: AdaptationTask, device: str = "cpu", plans: Sequence[Plan] = PLAN
     observation = run.start(dict.fromkeys(range(lanes), (task.visible, lane_seed, settings)))
     tasks = [task] * lanes
     original = _halves(eval_hits(engine, tasks, "source")[0])
-    original_score = visible_score(engine, engine.views("source"))[0]
+    untouched = engine.views("source")
+    original_score, original_signals = (
+        x[0] for x in (visible_score(engine, untouched), run.look_at_original(untouched))
+    )
     seen, scores = [observation], [visible_score(engine, run.views)]
     accuracies = [[_halves(hits) for hits in eval_hits(engine, tasks)]]
     planned = torch.stack([plan.actions(decisions_of(task.visible.budget)) for plan in plans], 1)
-    for actions in planned:
+    done = []
+    for decision, actions in enumerate(planned):
+        if policy is not None:
+            own = policy.act(observation[:1].cpu(), torch.tensor([decision]), torch.tensor([lane_seed]))
+            actions = torch.cat([own, actions])
+        done.append(actions)
         observation, _ = run.step(actions)
         seen.append(observation)
         scores.append(visible_score(engine, run.views))
@@ -286,10 +299,11 @@ def play(task: AdaptationTask, device: str = "cpu", plans: Sequence[Plan] = PLAN
     facts = {**task.facts, "name": task.name, "regime": task.visible.regime, "settings": asdict(settings)}
     return Experience(
         observations=torch.stack(seen, 1).float().cpu(),
-        actions=planned.transpose(0, 1),
+        actions=torch.stack(done, 1),
         accuracies=torch.tensor(accuracies, dtype=torch.float32).transpose(0, 1),
         scores=torch.stack(scores, 1).float().cpu(),
         original=torch.tensor(original),
         original_score=original_score.float().cpu(),
+        original_signals=original_signals.float().cpu(),
         facts=facts,
     )

@@ -26,7 +26,7 @@ from lepton_rl.policy import KeepPolicy, NetworkPolicy, Policy
 from lepton_rl.signals import SIGNALS
 from lepton_rl.standardise import Standardiser
 
-FORMAT_VERSION = 2  # 2: a guard; the range of the observations
+FORMAT_VERSION = 3  # 2: a guard; the range of the observations. 3: the guard sees the original
 MAX_FILE_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_LAYERS = 8

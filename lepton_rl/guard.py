@@ -11,25 +11,27 @@ import torch
 from torch import Tensor
 
 from lepton_rl.perceptron import Layers, feed_forward
-from lepton_rl.signals import SIGNALS
+from lepton_rl.signals import MEASURED_NAMES, SIGNALS
 from lepton_rl.standardise import Standardiser
 
-EVIDENCE = 2 * len(SIGNALS) + 2
+EVIDENCE = 2 * len(SIGNALS) + len(MEASURED_NAMES) + 2
 
 
-def evidence(start: Tensor, now: Tensor, score: Tensor, original: Tensor) -> Tensor:
+def evidence(*, now: Tensor, start: Tensor, original: Tensor, score: Tensor, original_score: Tensor) -> Tensor:
     """Return what a guard looks at.
 
     Args:
-        start: First observation of the run, `[..., signals]`.
         now: Observation of the weights in question, `[..., signals]`.
-        score: Their visible score, `[...]`.
-        original: Visible score of the untouched network, `[...]`.
+        start: First observation of the run, `[..., signals]`. It is of the network under the target's normalisation
+            statistics, which is not what a user had before.
+        original: Measured signals of the untouched network under the source's statistics, which is, `[..., 18]`.
+        score: Visible score of the weights in question, `[...]`.
+        original_score: Of the untouched network, `[...]`.
 
     Returns:
         `[..., EVIDENCE]`.
     """
-    return torch.cat([now, start, score[..., None], original[..., None]], dim=-1)
+    return torch.cat([now, start, original, score[..., None], original_score[..., None]], dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

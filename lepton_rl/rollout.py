@@ -93,7 +93,7 @@ def rollout(
     run = AdaptationRun(engine)
     settings = settings or policy.settings
     observation = run.start({0: (task, seed, settings)})
-    original = _original(engine, run)
+    original, looked_at = _original(engine, run)
     guard: Guard | None = getattr(policy, "guard", None)  # a policy of somebody's own need not have one
     history = [_row(run, observation, None, original.score, None, began)]
     trail = Trail(observation=observation, candidates=[original], history=history)
@@ -104,7 +104,7 @@ def rollout(
         if callback:
             callback(row)
     while not run.over[0]:
-        _decide(run, trail, policy, guard, seed, began)
+        _decide(run, trail, policy, guard, looked_at, seed, began)
         if keeper:
             keeper.save(run, trail)
         if callback:
@@ -112,7 +112,7 @@ def rollout(
     if guard is None:
         chosen, reason = choose_weights(engine, trail.candidates)
     else:
-        gain = _expected_gain(guard, trail, trail.candidates[-1].score)
+        gain = _expected_gain(guard, trail, looked_at, trail.candidates[-1].score)
         chosen, reason = choose_by_gain(trail.candidates, gain, guard.margin, has_probe=_has_probe(engine))
         engine.restore(0, chosen.weights)
     return RunResult(
@@ -127,7 +127,9 @@ def rollout(
     )
 
 
-def _decide(run: AdaptationRun, trail: Trail, policy: Policy, guard: Guard | None, seed: int, began: float) -> None:
+def _decide(
+    run: AdaptationRun, trail: Trail, policy: Policy, guard: Guard | None, original: Tensor, seed: int, began: float
+) -> None:
     """Take a decision and the gradient steps up to the next one."""
     action = policy.act(trail.observation, torch.tensor([run.decision[0]]), torch.tensor([seed]))
     trail.observation, outcome = run.step(action)
@@ -137,22 +139,30 @@ def _decide(run: AdaptationRun, trail: Trail, policy: Policy, guard: Guard | Non
     # A learned guard chooses between the original and the last weights; the others need not be kept.
     before = trail.candidates if guard is None else trail.candidates[:1]
     trail.candidates = [*before, Candidate(name=name, weights=run.checkpoint(0), score=score)]
-    gain = None if guard is None else _expected_gain(guard, trail, score)
+    gain = None if guard is None else _expected_gain(guard, trail, original, score)
     trail.history.append(_row(run, trail.observation, action, score, gain, began))
 
 
-def _expected_gain(guard: Guard, trail: Trail, score: float) -> float:
+def _expected_gain(guard: Guard, trail: Trail, original: Tensor, score: float) -> float:
     """Return the points above the original that the guard expects of the last weights."""
     first = trail.history[0]["observation"]
-    start = torch.tensor([first[name] for name in SIGNAL_NAMES])
     scores = torch.tensor([score, trail.candidates[0].score]).nan_to_num(0.0)
-    return float(guard.gain(evidence(start, trail.observation[0].float().cpu(), *scores)))
+    seen = evidence(
+        now=trail.observation[0].float().cpu(),
+        start=torch.tensor([first[name] for name in SIGNAL_NAMES]),
+        original=original,
+        score=scores[0],
+        original_score=scores[1],
+    )
+    return float(guard.gain(seen))
 
 
-def _original(engine: Engine, run: AdaptationRun) -> Candidate:
-    """Score the untouched network, which normalises by its own, the source's, statistics."""
-    score = float(visible_score(engine, engine.views("source"))[0])
-    return Candidate(name=ORIGINAL, weights=run.checkpoint(0), score=score)
+def _original(engine: Engine, run: AdaptationRun) -> tuple[Candidate, Tensor]:
+    """Score and measure the untouched network, which normalises by its own, the source's, statistics."""
+    views = engine.views("source")
+    score = float(visible_score(engine, views)[0])
+    measured = run.look_at_original(views)[0].float().cpu()
+    return Candidate(name=ORIGINAL, weights=run.checkpoint(0), score=score), measured
 
 
 def _has_probe(engine: Engine) -> bool:

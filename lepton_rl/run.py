@@ -100,6 +100,15 @@ class AdaptationRun:
             self._facts[lane] = TaskFacts.of(task)
             self._finite[lane] = snapshots[lane]
 
+    def look_at_original(self, views: Views) -> Tensor:
+        """Measure networks that were not touched yet, `[lanes, 18]` in the order of `signals.MEASURED_NAMES`.
+
+        Args:
+            views: Of target images under the source's normalisation statistics: what a user has before adapting.
+        """
+        assert self._memory is not None, "start the lanes first"
+        return measure(self.engine, views, self._memory, self._known_facts())
+
     def step(self, actions: Tensor) -> tuple[Tensor, StepOutcome]:
         """Apply one action per lane, take the window's gradient steps, and observe.
 

@@ -110,6 +110,7 @@ _FOLLOWED = (
 
 SIGNALS = _table()
 SIGNAL_NAMES = tuple(signal.name for signal in SIGNALS)
+MEASURED_NAMES = tuple(name for name, *_ in _MEASURED)  # what `measure` gives
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ def test_inspect_a_policy(tmp_path, capsys):
 
 
 def wrong_version(path):
-    path.write_bytes(tiny_policy().to_bytes().replace(b'\\"format_version\\": 2', b'\\"format_version\\": 7'))
+    path.write_bytes(tiny_policy().to_bytes().replace(b'\\"format_version\\": 3', b'\\"format_version\\": 7'))
 
 
 def wrong_schema(path):

@@ -36,7 +36,7 @@ from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, tuned_default
 from lepton_rl.envs import spaces
 from lepton_rl.errors import InputError
 from lepton_rl.policy import KeepPolicy, SchedulePolicy
-from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.signals import MEASURED_NAMES, SIGNAL_NAMES
 from lepton_rl.suite import TaskSuite
 
 LANES = ("observations", "actions", "accuracies", "scores")
@@ -58,6 +58,7 @@ def made_up(few, rng, decisions=8):
         scores=torch.zeros(lanes, decisions + 1),
         original=torch.tensor([0.5, 0.5]),
         original_score=torch.tensor(0.0),
+        original_signals=torch.zeros(len(MEASURED_NAMES)),
         facts={"name": "made up", "regime": "few-label" if few else "label-free", "source_free": 0,
                "label_skew": 0.0, "label_noise": 0.0, "shifts": "rotate0.3+blur0.5" if few else "",
                "base": "digits", "budget": 40, "architecture": "vgg",

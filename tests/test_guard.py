@@ -15,8 +15,10 @@ from lepton_rl.errors import InputError
 from lepton_rl.guard import EVIDENCE, Guard, evidence
 from lepton_rl.policy import KeepPolicy, NetworkPolicy, asking_for
 from lepton_rl.rollout import rollout
+from lepton_rl.run import AdaptationRun
 from lepton_rl.selection import ORIGINAL, Candidate, choose_by_gain
-from lepton_rl.signals import SIGNAL_NAMES, SIGNALS
+from lepton_rl.signals import MEASURED_NAMES, SIGNAL_NAMES, SIGNALS
+from lepton_rl.solo import SoloEngine
 from lepton_rl.standardise import Standardiser
 from tests.tiny import domain
 from tests.tiny import task as tiny_task
@@ -53,6 +55,7 @@ def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
         scores=torch.rand(lanes, decisions + 1, generator=rng),
         original=torch.tensor([0.5, 0.5]),
         original_score=torch.tensor(0.5),
+        original_signals=torch.zeros(len(MEASURED_NAMES)),
         facts={"regime": "label-free", "budget": 20, "source_free": 0, "name": str(number)},
     )
 
@@ -68,11 +71,17 @@ def experience() -> list[Experience]:
     return [synthetic(number) for number in range(40)]
 
 
-def test_evidence_is_what_is_seen_now_what_was_seen_first_and_both_scores():
-    start, now = torch.zeros(2, 3, N), torch.ones(2, 3, N)
-    seen = evidence(start, now, torch.full((2, 3), 2.0), torch.full((2, 3), 3.0))
+def test_evidence_is_what_is_seen_now_what_was_seen_first_the_original_and_both_scores():
+    m = len(MEASURED_NAMES)
+    seen = evidence(
+        now=torch.ones(2, 3, N),
+        start=torch.zeros(2, 3, N),
+        original=torch.full((2, 3, m), 4.0),
+        score=torch.full((2, 3), 2.0),
+        original_score=torch.full((2, 3), 3.0),
+    )
     assert seen.shape == (2, 3, EVIDENCE)
-    assert seen[0, 0].tolist() == [1.0] * N + [0.0] * N + [2.0, 3.0]
+    assert seen[0, 0].tolist() == [1.0] * N + [0.0] * N + [4.0] * m + [2.0, 3.0]
 
 
 def test_it_learns_from_the_signal_that_tells_and_is_judged_on_tasks_it_did_not_see(experience):
@@ -98,6 +107,27 @@ def test_gains_are_points(experience):
     worth = torch.cat([worth_of(e)[:, -1] for e in experience])
     slope = float(torch.dot(guard.gain(seen), worth) / torch.dot(worth, worth))
     assert 0.6 < slope < 1.2
+
+
+def test_a_guard_is_corrected_where_it_is_wrong_and_left_where_it_is_right(experience):
+    first = learn_guard(experience)
+    seen = torch.cat([evidence_of(e).flatten(0, 1) for e in experience])
+    worth = torch.cat([worth_of(e).flatten() for e in experience])
+    same = learn_guard(experience, 1, first)
+    # Nothing new: what is added is small beside what is there.
+    assert (same.gain(seen) - first.gain(seen)).std() < 0.4 * first.gain(seen).std()
+    # Five points too high everywhere: that is what is learnt.
+    (hidden, (weights, bias)) = first.layers
+    wrong = dataclasses.replace(first, layers=(hidden, (weights, bias + 5)))
+    mended = learn_guard(experience, 1, wrong)
+    error, was = ((guard.gain(seen) - worth).mean() for guard in (mended, wrong))
+    assert was > 4
+    assert abs(error) < was / 2
+    assert len(mended.layers[0][1]) == 2 * len(first.layers[0][1])
+    shapes = ((4, EVIDENCE), (4, 4), (1, 4))
+    deep = dataclasses.replace(first, layers=tuple((torch.zeros(s), torch.zeros(s[0])) for s in shapes))
+    with pytest.raises(InputError, match="the guard to be corrected has 3 layers"):
+        learn_guard(experience, 1, deep)
 
 
 def test_what_is_far_out_is_taken_for_far_out(experience):
@@ -184,13 +214,25 @@ def test_the_guard_sees_of_a_run_what_it_was_taught_to_see():
     task = tiny_task(budget=10, labels=False)
     weights = torch.zeros(1, EVIDENCE)
     for at in range(EVIDENCE):
-        if at in (0, N, 2 * N, 2 * N + 1):  # progress now, progress at the start, score, score of the original
+        if at in (0, N, EVIDENCE - 2, EVIDENCE - 1):  # progress now and at the start, score, score of the original
             weights[0, at] = 1.0
+        if 2 * N <= at < EVIDENCE - 2:
+            weights[0, at] = at
     guard = dataclasses.replace(constant(0.0), layers=((weights, torch.zeros(1)),))
     history = rollout(task, keeping(guard), seed=1).history
     for row in history[1:]:
         seen = row["observation"]["progress"] + 0.0 + row["score"] + _original_score(task)
-        assert row["expected_gain"] == pytest.approx(seen, abs=1e-5)
+        assert row["expected_gain"] == pytest.approx(seen + _original_signals(task), rel=1e-5)
+
+
+def _original_signals(task) -> float:
+    """Return the measured signals of the untouched network under the source's statistics, added up by place."""
+    run = AdaptationRun(SoloEngine(task))
+    run.start({0: (task, 1, KeepPolicy().settings)})
+    measured = run.look_at_original(run.engine.views("source"))[0]
+    other = run.look_at_original(run.engine.views("target"))[0]
+    assert not torch.allclose(measured, other), "normalisation by the target is not what the user had"
+    return sum((2 * N + i) * float(x) for i, x in enumerate(measured))
 
 
 def _original_score(task) -> float:
