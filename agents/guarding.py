@@ -139,22 +139,22 @@ def has_probe(e: Experience) -> bool:
 
 
 def guard_table(
-    experience: Sequence[Experience], plans: np.ndarray, seeds: int = 3, before: Guard | None = None
+    experience: Sequence[Experience],
+    plans: np.ndarray,
+    expected: Sequence[Sequence[Tensor]],
+    before: Guard | None = None,
 ) -> str:
     """Return what ways to choose between the last weights and the original give, as Markdown.
 
     Args:
         experience: Of training tasks.
-        plans: The plan whose run is judged, for each task; 0 is the tuned default.
-        seeds: Of the learned guards, each with its own folds.
-        before: The guard that they correct, if any; it has a row of its own.
+        plans: The lane whose run is judged, for each task.
+        expected: `expected_gains`, of one seed or several.
+        before: The guard that was corrected, if any; it has rows of its own.
     """
     worth = np.array([float(worth_of(e)[plan, -1]) for e, plan in zip(experience, plans, strict=True)])
     score = np.array([float(e.scores[p, -1] - e.original_score) for e, p in zip(experience, plans, strict=True)])
-    learnt = [
-        np.array([float(gains[p]) for gains, p in zip(expected_gains(experience, seed, 5, before), plans, strict=True)])
-        for seed in range(seeds)
-    ]
+    learnt = [np.array([float(gains[p]) for gains, p in zip(one, plans, strict=True)]) for one in expected]
     regimes = np.array([str(e.facts["regime"]) for e in experience])
     probed = (score > 0) & np.array([has_probe(e) for e in experience])
     rules = {"none: the last weights": [np.full(len(worth), True)], "visible scores": [score >= 0]}

@@ -18,7 +18,7 @@ import numpy as np
 
 from lepton_rl.agents.crew import Crew
 from lepton_rl.agents.experience import Experience, play, read_experience
-from lepton_rl.agents.guarding import guard_table, learn_guard
+from lepton_rl.agents.guarding import expected_gains, guard_table, learn_guard
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.artifact import PolicyArtifact
@@ -43,6 +43,8 @@ BESIDE = tuple(
     )
 )
 """Plans that are played beside the policy, for the guard to see good runs and bad ones of every task."""
+
+JUDGES = 3  # seeds of the guards that judge a table's tasks without having seen them
 
 Job = tuple[str, int]  # split, number of the task
 
@@ -128,8 +130,9 @@ def teach(config: TeachConfig) -> str:
     }
     taught = PolicyArtifact(policy=replace(artifact.policy, guard=guard), card={**artifact.card, "guard": facts})
     taught.save(config.out)
+    expected = [expected_gains(experience, seed, before=before) for seed in range(JUDGES)]
     return "\n\n".join(
-        f"{whose}:\n\n{guard_table(experience, np.full(len(experience), lane), before=before)}"
+        f"{whose}:\n\n{guard_table(experience, np.full(len(experience), lane), expected, before)}"
         for lane, whose in ((0, "The policy's runs"), (1, "The tuned default's runs"))
     )
 

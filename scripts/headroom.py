@@ -10,7 +10,7 @@ import tyro
 from lepton_rl.agents.ablation import ablation_table, cloning_table, control_variate, strangers_table
 from lepton_rl.agents.distill import choose_plans
 from lepton_rl.agents.experience import read_experience, read_glances
-from lepton_rl.agents.guarding import guard_table
+from lepton_rl.agents.guarding import expected_gains, guard_table
 from lepton_rl.agents.headroom import headroom_table, plans_table
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.cli import exit_code
@@ -39,9 +39,10 @@ def _headroom() -> int:
     print("\n" + ablation_table(experience, arguments.seeds), end="\n\n")
     print(strangers_table(experience, arguments.seeds), end="\n\n")
     print(cloning_table(experience, read_glances(arguments.experience), arguments.seeds), end="\n\n")
+    expected = [expected_gains(experience, seed) for seed in range(arguments.seeds)]
     chosen = np.where(choice.plans < len(PLANS), choice.plans, 0)  # a run that is stopped is not played on
     for runs, plans in (("the tuned default's runs", np.zeros_like(chosen)), ("the chosen plans' runs", chosen)):
-        print(f"points above the untouched network, {runs}:\n\n{guard_table(experience, plans, arguments.seeds)}\n")
+        print(f"points above the untouched network, {runs}:\n\n{guard_table(experience, plans, expected)}\n")
     raw, paid = control_variate(experience)
     print(f"standard deviation of a run's return: {raw:.2f} points; less the tuned default's run: {paid:.2f}")
     return 0
