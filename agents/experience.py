@@ -276,7 +276,9 @@ def play(
     run = AdaptationRun(engine)
     lane_seed = int(task.facts["seed"])
     settings = tuned_default()
-    observation = run.start(dict.fromkeys(range(lanes), (task.visible, lane_seed, settings)))
+    starts = [] if policy is None else [policy.settings]
+    starts += [settings] * len(plans)
+    observation = run.start({lane: (task.visible, lane_seed, start) for lane, start in enumerate(starts)})
     tasks = [task] * lanes
     original = _halves(eval_hits(engine, tasks, "source")[0])
     untouched = engine.views("source")

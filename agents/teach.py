@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lepton_rl.agents.crew import Crew
-from lepton_rl.agents.experience import Experience, play, read_experience
+from lepton_rl.agents.experience import Experience, play
 from lepton_rl.agents.guarding import expected_gains, guard_table, learn_guard
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.suites import MakeSuite, SuiteChoice
 from lepton_rl.artifact import PolicyArtifact
 from lepton_rl.cache import write_atomically
 from lepton_rl.errors import InputError
-from lepton_rl.policy import Policy
+from lepton_rl.policy import NetworkPolicy, Policy
 from lepton_rl.stopping import stop_on_signals
 from lepton_rl.suite import PAIRS_SPLIT
 
@@ -120,7 +121,8 @@ def teach(config: TeachConfig) -> str:
                 if done.problem is not None:
                     raise RuntimeError(f"task {done.job} failed: {done.problem}")
                 print(f"{number} of {len(missing)}: {done.value}", file=sys.stderr, flush=True)
-    experience = read_experience(config.experience)
+    experience = [Experience.load(config.path(job)) for job in config.jobs]
+    _check_own(experience, actor, config)
     before = artifact.policy.guard
     guard = learn_guard(experience, config.seed, before)
     facts: dict[str, Any] = {
@@ -135,6 +137,17 @@ def teach(config: TeachConfig) -> str:
         f"{whose}:\n\n{guard_table(experience, np.full(len(experience), lane), expected, before)}"
         for lane, whose in ((0, "The policy's runs"), (1, "The tuned default's runs"))
     )
+
+
+def _check_own(experience: list[Experience], actor: NetworkPolicy, config: TeachConfig) -> None:
+    for e in experience:
+        seen, done = e.observations[0, :-1], e.actions[0]
+        same = (actor.act(seen, torch.arange(len(seen)), torch.zeros(len(seen))) == done).all(1)
+        if len(e.actions) != 1 + len(BESIDE) or same.float().mean() < 0.5:  # rounding may decide otherwise once
+            raise InputError(
+                f"{str(config.experience)!r}: task {e.facts['name']} was played under another policy, or other plans: "
+                "expected runs of this one; choose another --experience"
+            )
 
 
 def _player(make_suite: MakeSuite, actor: Policy, config: TeachConfig) -> Callable[[Job], str]:

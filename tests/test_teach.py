@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from lepton_rl.agents import guarding, teach
-from lepton_rl.agents.experience import Experience, play, read_experience
+from lepton_rl.agents.experience import play
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.teach import BESIDE, TeachConfig
 from lepton_rl.artifact import PolicyArtifact, shipped_policy_path
 from lepton_rl.errors import InputError
-from lepton_rl.policy import SchedulePolicy
+from lepton_rl.policy import NetworkPolicy, SchedulePolicy
 from lepton_rl.rollout import rollout
 from lepton_rl.suite import TaskSuite
 
@@ -73,9 +73,13 @@ def test_a_guard_is_taught_and_a_killed_teaching_goes_on(quick, suite, actor: Pa
     config.path(("train", 5)).unlink()
     assert teach.teach(config) == table
     assert config.out.read_bytes() == first
-    other = replace(config, out=tmp_path / "other.safetensors", seed=1)
+    other = replace(config, out=tmp_path / "other.safetensors", seed=1, tasks=5)
     teach.teach(other)
-    assert other.out.read_bytes() != first
+    assert PolicyArtifact.load(other.out).card["guard"] == {"tasks": 5, "runs": 40, "seed": 1}
+    foreign = NetworkPolicy(inputs=before.policy.inputs, layers=tuple((-w, -b) for w, b in before.policy.layers))
+    PolicyArtifact(policy=foreign, card={}).save(tmp_path / "foreign.safetensors")
+    with pytest.raises(InputError, match="was played under another policy"):
+        teach.teach(replace(other, policy=tmp_path / "foreign.safetensors"))
 
 
 def test_pairs_of_sets_are_played_too():
@@ -91,5 +95,3 @@ def test_what_gives_nothing_is_refused(quick, actor: Path, tmp_path: Path):
     with pytest.raises(InputError, match="train-pairs"):
         teach.teach(TeachConfig(policy=actor, out=tmp_path / "x", tasks=1, pairs=1))
     assert not (tmp_path / "x").exists()
-    assert isinstance(read_experience(tmp_path), list)
-    assert Experience
