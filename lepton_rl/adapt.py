@@ -166,7 +166,7 @@ def adapt(
 
     Two thirds of the labelled target images are trained on, one third, the probe, validates; without any label the run
     goes by label-free signals. The guard of the policy chooses between the last weights and the original, by what it
-    has learned to expect; under a policy without one, `tuned-default` for example, scores choose, the
+    has learned to expect and by the probe; under a policy without one, `tuned-default` for example, scores choose, the
     probe's or label-free ones. Every target image is also used without its label. The model must have been trained on
     standardised images, `(x / 255 - mean) / std` per channel: give `normalisation` unless mean and std were
     those of the source images.
@@ -196,7 +196,7 @@ def adapt(
             disease is, how rare a defect. Unknown, classes are taken to be balanced where labels do not say otherwise.
         min_gain: Points of accuracy that the learned guard has to expect, or the original is kept; more is more
             careful (`docs/results.md` says what it costs). Above 0 labelled images are no second witness. Default
-            what the policy's file says, 1 for `lepton-v1`.
+            what the policy's file says, 0 for `lepton-v1`.
         callback: Called with every row of the history as it is made; of a run that goes on, with the earlier ones too.
         progress: Whether to show a progress bar.
         keeper: Keeps every decision where `out` is saved by somebody else (`keeping.py`).

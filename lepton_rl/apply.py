@@ -69,7 +69,7 @@ class ApplyConfig:
     """Share, or number, of target images of each class, if you know it: cat 0.7 dog 0.3; default balanced."""
     min_gain: float | None = None
     """Points of accuracy that the learned guard has to expect, or the original is kept; 5 is careful. Default what the
-    policy says, 1 for lepton-v1."""
+    policy says, 0 for lepton-v1."""
     corrupt: Corrupt = "refuse"
     """What to do with image files that cannot be read: refuse the first, or skip and list them."""
     overwrite: bool = False

@@ -167,7 +167,9 @@ def _scores(history: Sequence[Decision]) -> str:
     ]
     layout: dict[str, object] = {"xaxis_title": "gradient steps", "showlegend": True}
     guarded = history[-1].expected_gain is not None
-    chooser = "What the guard expects, in the table below, chooses" if guarded else "The visible score chooses"
+    chooser = (
+        "The points expected, in the table below, and the probe choose" if guarded else "The visible score chooses"
+    )
     said = note(f"What the run could see of itself, higher is better. {chooser} the final weights.")
     return said + f'<div class="plot">{plot(traces, name="scores", height=320, layout=layout)}</div>'
 
