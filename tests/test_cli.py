@@ -249,7 +249,7 @@ BAD = {
     "wrong labels": ("--target", "t.npz", labels_of_wrong_length, r"labels have shape \[3\] for 4 images"),
     "empty target": ("--target", "empty", Path.mkdir, r"holds no image"),
     "low budget": ("--budget", "4", None, r"budget 4 is below one decision"),
-    "policy version": ("--policy", "v.safetensors", wrong_version, r"format version 7: expected 2"),
+    "policy version": ("--policy", "v.safetensors", wrong_version, r"format version 7: expected 3"),
     "policy schema": ("--policy", "s.safetensors", wrong_schema, r"another observation schema"),
     "missing policy": ("--policy", "gone.safetensors", None, r"gone.safetensors' does not exist"),
     "unknown policy": ("--policy", "lepton-v0", None, r"policy 'lepton-v0' is unknown"),

@@ -197,14 +197,14 @@ def taught(suite, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def learns_little(monkeypatch):
     """What is learnt need not be good."""
     monkeypatch.setattr(distill, "TREES", 5)
     monkeypatch.setattr(distill, "EPOCHS", 100)
     monkeypatch.setattr(guarding, "STEPS", 50)
 
 
-def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, taught, quick, tmp_path: Path):
+def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, taught, learns_little, tmp_path: Path):
     """The start is validated as row 0 and can be the best; what a resumed training knows is in its checkpoint."""
     arguments = tiny | {"experience": taught, "learning_rate": 1e-9, "hidden": (8,)}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -225,7 +225,7 @@ def test_a_training_starts_from_what_experience_taught_and_resumes(tiny, taught,
     assert torch.allclose(artifact.policy.logits(observations), start.logits(observations), atol=1e-3)
 
 
-def test_a_training_can_rehearse_on_recorded_runs_alone(tiny, taught, quick, tmp_path: Path):
+def test_a_training_can_rehearse_on_recorded_runs_alone(tiny, taught, learns_little, tmp_path: Path):
     """PPO changes what was distilled, nothing counts as a rollout, and the same command changes nothing more."""
     config = TrainConfig(out=tmp_path / "out", rollouts=0, rehearsals=3, experience=taught, **tiny | {"hidden": (8,)})
     file = train(config, progress=False).read_bytes()
