@@ -63,7 +63,7 @@ def synthetic(number: int, lanes: int = 4, decisions: int = 3) -> Experience:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """What these examples teach is learnt soon."""
-    monkeypatch.setattr(guarding, "STEPS", 400)
+    monkeypatch.setattr(guarding, "STEPS", 300)
 
 
 @pytest.fixture(scope="module")
