@@ -104,14 +104,19 @@ def test_a_diverging_run_ends_with_finite_values_and_restored_weights(suite, mon
     assert all((before[name] == after[name]).all() for name in before)
 
 
+@pytest.fixture(scope="module")
+def mixed_suite():
+    """Tasks of five classes and of ten."""
+    half = lambda: class_part(Domain.digits(), "lower")  # noqa: E731
+    return TaskSuite("mixed-test", {"half": half, "whole": Domain.digits}, pretrain_steps=60, budgets=(10,))
+
+
 @pytest.mark.parametrize(("fleet", "mixed"), [(True, False), (False, False), (True, True), (False, True)])
-def test_lanes_do_what_single_environments_do(suite, fleet, mixed):
+def test_lanes_do_what_single_environments_do(suite, mixed_suite, fleet, mixed):
     """Also where tasks have different numbers of classes."""
     n = 4
-    if mixed:
-        half = lambda: class_part(Domain.digits(), "lower")  # noqa: E731
-        suite = TaskSuite("mixed-test", {"half": half, "whole": Domain.digits}, pretrain_steps=60, budgets=(10,))
-        assert {suite.task("train", i).visible.n_classes for i in range(4)} == {5, 10}
+    suite = mixed_suite if mixed else suite
+    assert {suite.task("train", i).visible.n_classes for i in range(4)} == ({5, 10} if mixed else {10})
     vector = gymnasium.make_vec(
         ENV_ID, num_envs=n, vectorization_mode="vector_entry_point", suite=suite, tasks=4, fleet=fleet
     )

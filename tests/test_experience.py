@@ -182,7 +182,7 @@ def test_an_ablation_tells_what_the_choice_rests_on(experience, monkeypatch):
 
 def test_cloning_is_judged_on_tasks_that_nobody_saw(experience, monkeypatch):
     monkeypatch.setattr(distill, "TREES", 40)
-    monkeypatch.setattr(distill, "EPOCHS", 250)
+    monkeypatch.setattr(distill, "EPOCHS", 150)
     fresh = np.random.default_rng(5)
     glances = torch.stack([made_up(few=i % 2 == 0, rng=fresh).observations[0, 0] for i in range(200)])
     rows = {row.split(" | ")[0][2:]: row for row in cloning_table(experience, glances, seeds=1).splitlines()}

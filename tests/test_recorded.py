@@ -18,14 +18,16 @@ from lepton_rl.agents.training_env import NormalisedVecEnv
 from lepton_rl.controls import KEEP, KNOBS, tuned_default
 from lepton_rl.policy import KeepPolicy, SchedulePolicy
 from lepton_rl.signals import SIGNAL_NAMES
+from lepton_rl.standardise import Standardiser
 from tests.test_experience import made_up
 
 STOP = np.array([*KEEP[:-1], 1])
 RATE_UP = PLANS[1].actions(8)[0].numpy()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def experience():
+    """Played tasks that no test changes."""
     rng = np.random.default_rng(0)
     found = []
     for i in range(60):
@@ -35,6 +37,12 @@ def experience():
         found.append(replace(e, accuracies=torch.cat([e.accuracies[:, :1], 0.5 + on_the_way.expand(-1, -1, 2),
                                                       e.accuracies[:, -1:]], 1)))  # fmt: skip
     return found
+
+
+@pytest.fixture(scope="module")
+def clone(experience):
+    """What the first forty of them taught."""
+    return distil(experience[:40], torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), smoothing=0.03)
 
 
 def returned(env, actions):
@@ -124,7 +132,7 @@ def model_on(env, **changes):
 
 def test_a_rehearsal_teaches_and_leaves_only_weights_behind(experience):
     """Rate up is good with labels and bad without: PPO finds it on recorded runs, from keeping everything."""
-    inputs = distil(experience[:2], torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), hidden=(4,)).inputs
+    inputs = Standardiser.of(torch.cat([e.observations.flatten(0, 1) for e in experience[:2]]))
     own, played = (
         NormalisedVecEnv(DummyVecEnv([lambda: RecordedEnv(experience)] * 16), inputs) for _ in range(2)
     )  # fmt: skip
@@ -153,8 +161,7 @@ def test_a_rehearsal_teaches_and_leaves_only_weights_behind(experience):
     ],
     ids=lambda v: v.name,
 )
-def test_a_variant_of_ppo_trains_and_is_judged(experience, variant):
-    clone = distil(experience[:40], torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), smoothing=0.03)
+def test_a_variant_of_ppo_trains_and_is_judged(experience, clone, variant):
     short = replace(variant, rollouts=min(variant.rollouts, 2))
     points, apart = trained_points(short, experience[:40], experience[40:], clone, 0)
     assert points.shape == (20,)
@@ -162,8 +169,7 @@ def test_a_variant_of_ppo_trains_and_is_judged(experience, variant):
     assert apart >= 0
 
 
-def test_a_policy_that_may_look_back_starts_as_the_one_that_may_not(experience):
-    clone = distil(experience[:40], torch.zeros(0, len(SIGNAL_NAMES)), 0.0, tuned_default(), smoothing=0.03)
+def test_a_policy_that_may_look_back_starts_as_the_one_that_may_not(experience, clone):
     points = [
         trained_points(Variant(name="", stacked=stacked, rollouts=0), experience[:40], experience[40:], clone, 0)[0]
         for stacked in (False, True)

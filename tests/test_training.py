@@ -17,7 +17,6 @@ from stable_baselines3 import PPO
 
 from lepton_rl.agents import distill, guarding, tracking, training_env
 from lepton_rl.agents import training as training_module
-from lepton_rl.agents.experience import play
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv, lane_info
@@ -32,6 +31,7 @@ from lepton_rl.errors import InputError
 from lepton_rl.signals import SIGNALS
 from lepton_rl.standardise import Standardiser
 from lepton_rl.suite import TaskSuite
+from tests.test_experience import made_up
 
 
 class CountingEnv(gymnasium.Env):
@@ -153,11 +153,12 @@ def test_worker_fleets_are_of_one_architecture_and_do_what_one_process_does(suit
 @pytest.fixture
 def tiny(suite, monkeypatch):
     monkeypatch.setattr(TaskSuite, "digits", lambda: suite)
+    monkeypatch.setattr(training_env, "STATISTICS_DECISIONS", 2)
     return {
         "tasks": 2,
         "n_envs": 2,
-        "n_steps": 9,
-        "batch_size": 18,
+        "n_steps": 5,
+        "batch_size": 10,
         "workers": 1,
         "engine": "workers",
         "validate_every": 2,
@@ -188,11 +189,11 @@ def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def taught(suite, tmp_path_factory) -> Path:
-    """Six played tasks."""
-    folder = tmp_path_factory.mktemp("experience")
+def taught(tmp_path_factory) -> Path:
+    """Six tasks as if they had been played."""
+    folder, rng = tmp_path_factory.mktemp("experience"), np.random.default_rng(0)
     for index in range(6):
-        (folder / f"{index}.safetensors").write_bytes(play(suite.task("train", index)).to_bytes())
+        (folder / f"{index}.safetensors").write_bytes(made_up(few=index % 2 == 0, rng=rng).to_bytes())
     return folder
 
 

@@ -96,19 +96,20 @@ def plot(traces: Sequence[object], *, name: str, height: int, layout: dict[str, 
         "zerolinecolor": "rgba(128,128,128,0.35)",
         "automargin": True,
     }
-    figure = go.Figure(data=list(traces))
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#7a8594"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hovermode="closest",
-    )
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
+    # Given at once: every update of a figure goes through all of it again.
+    common = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#7a8594"},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hovermode": "closest",
+        "xaxis": axis,
+        "yaxis": axis,
+    }
+    figure = go.Figure(data=list(traces), layout=common)
     figure.update_layout(**layout)
     settings = {"responsive": True, "displayModeBar": False, "scrollZoom": False}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=settings))
