@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 import torch
 from tiny import same, task
+from torch import nn
 
 from lepton_rl.agents import arms
 from lepton_rl.agents.arm import Arm
 from lepton_rl.agents.arms import PolicyArm, SingleArm, TunerArm, arm_names, find_arm, register
 from lepton_rl.agents.arms import found as found_module
-from lepton_rl.agents.arms.auto_rgn import AutoRGN, relative_gradient_norms
+from lepton_rl.agents.arms.auto_rgn import SurgicalEngine
 from lepton_rl.agents.arms.learned import ShuffledPolicy
 from lepton_rl.agents.arms.replayed import most_frequent
+from lepton_rl.agents.arms.settings import cross_entropy_only
 from lepton_rl.controls import ACTION_SIZES, KEEP, KNOBS, ControlSettings, tuned_default
 from lepton_rl.errors import InputError
 from lepton_rl.policy import KeepPolicy, RandomPolicy
 from lepton_rl.rollout import rollout
-from lepton_rl.signals import SIGNAL_NAMES, SIGNALS
+from lepton_rl.run import AdaptationRun
+from lepton_rl.signals import SIGNALS
 from lepton_rl.solo import SoloEngine
 
 ISSUED = {"source-only", "linear-probe", "full-finetune", "tuned-default", "random-policy", "policy", "tpe"}
@@ -189,43 +192,40 @@ def test_the_shuffled_policy_sees_the_same_numbers_in_one_wrong_order():
     assert torch.equal(seen[0][1] - seen[0][0], torch.full((len(SIGNALS),), float(len(SIGNALS))))
 
 
-def seen(depth, **norms):
-    """An observation with a depth and relative gradient norms."""
-    values = dict.fromkeys(SIGNAL_NAMES, 0.0) | {"unfrozen_stages": depth / 4}
-    values |= {f"gradient_{group}": (np.log10(norm) + 6) / 8 for group, norm in norms.items()}
-    return torch.tensor([[values[name] for name in SIGNAL_NAMES]], dtype=torch.float32)
+def test_auto_rgn_gives_every_layer_its_share_of_the_learning_rate():
+    """The first step of Adam moves every weight that has a gradient by the learning rate: what is left is the share."""
+    engine = SurgicalEngine(task(2, budget=40))
+    run = AdaptationRun(engine)
+    run.start({0: (task(2, budget=40), 5, cross_entropy_only(learning_rate=1e-3))})
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    inner, moved, gradients = engine.backward, [], []
+
+    def watched(*given):
+        inner(*given)
+        moved.append({name: (p.detach() - before[name]).abs().max() for name, p in engine.model.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in engine.model.named_parameters()})
+
+    engine.backward = watched
+    run.step(torch.tensor([KEEP]))
+    layers = [name for name, module in engine.model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    norm = lambda tensors, layer: sum(float(x.square().sum()) for n, x in tensors.items() if n.startswith(layer)) ** 0.5  # noqa: E731
+    norms = {layer: norm(gradients[0], f"{layer}.") / norm(before, f"{layer}.") for layer in layers}
+    steps = {layer: float(moved[0][f"{layer}.weight"]) for layer in layers}
+    largest = max(norms, key=norms.get)
+    assert len(layers) > 3
+    assert min(norms.values()) < 0.7 * norms[largest]
+    assert steps[largest] == pytest.approx(1e-3, rel=0.01)
+    for layer in layers:
+        assert steps[layer] / steps[largest] == pytest.approx(norms[layer] / norms[largest], rel=0.01), layer
+    still = [name for name in before if name.rpartition(".")[0] not in layers]
+    assert still, "normalisation layers"
+    assert all(moved[-1][name] == 0 for name in still)
 
 
-@pytest.mark.parametrize(
-    ("depth", "norms", "move"),
-    [
-        (4, {"stage1": 1e-5, "stage2": 1e-2, "head": 1e-3}, 0),  # freezes: far below the largest
-        (4, {"stage1": 5e-3, "stage2": 1e-2, "head": 1e-3}, 1),
-        (2, {"stage3": 9e-3, "stage4": 1e-3, "head": 1e-2}, 2),  # opens the next one below
-        (2, {"stage3": 2e-3, "stage4": 1e-3, "head": 1e-2}, 1),
-        (4, {"stage1": 1e-1, "stage2": 1e-2, "head": 1e-3}, 1),  # nothing below is left
-        (0, {"head": 1e-2}, 1),
-    ],
-)
-def test_auto_rgn_trains_where_the_relative_gradient_is_large(depth, norms, move):
-    observation = seen(depth, **norms)
-    expected = [norms.get(group, 1e-6) for group in ("stage1", "stage2", "stage3", "stage4", "head")]
-    assert relative_gradient_norms(observation[0]) == pytest.approx(expected, rel=1e-3)
-    action = AutoRGN().act(observation, torch.tensor([3]), torch.tensor([0]))
-    assert action.tolist() == [[move, *KEEP[1:]]]
-    assert AutoRGN().act(observation, torch.tensor([0]), torch.tensor([0])).tolist() == [list(KEEP)]
-
-
-def test_auto_rgn_sees_the_norms_of_the_run_and_freezes_by_them():
-    result = find_arm("auto-rgn").single(task(2, budget=40), 5)
-    assert depths(result)[:2] == [4, 4]
-    for row, after in zip(result.history[1:-1], result.history[2:], strict=True):
-        depth = int(row["controls"]["unfrozen_stages"])
-        observation = torch.tensor([row["observation"][name] for name in SIGNAL_NAMES])
-        norms = relative_gradient_norms(observation)[4 - depth :]
-        assert int(after["controls"]["unfrozen_stages"]) - depth == (-(norms[0] < 0.1 * max(norms)) if depth else 0) + (
-            norms[0] > 0.5 * max(norms) and 0 < depth < 4
-        )
+def test_auto_rgn_is_not_full_finetuning():
+    results = [find_arm(name).single(task(2, budget=40), 5) for name in ("auto-rgn", "full-finetune")]
+    one, other = (result.engine.snapshot(0) for result in results)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_default_per_regime_is_looked_up_by_what_is_known_beforehand(found):

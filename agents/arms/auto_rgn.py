@@ -1,69 +1,78 @@
-"""Surgical fine-tuning by relative gradient norms, as far as the policy's actions can do it.
+"""Full fine-tuning in which every layer has a learning rate of its own: Auto-RGN.
 
-Lee et al. weigh the learning rate of every layer by its relative gradient norm |g| / |w|, scaled so that the
-largest is 1 (Auto-RGN). A run here has one learning rate and trains a contiguous block of stages from the head
-downwards, so what is left of the weights is which stages train: at every decision the lowest trained stage is
-frozen when its relative gradient norm is below `LOW` of the largest, and the next one below is opened when it is
-above `HIGH`. The norms are those of the signals `gradient_*`, which are 0 for frozen stages.
+The learning rate of a layer is weighed by its relative gradient norm |g| / |w|, divided by the largest of all layers
+and averaged over the last batches; normalisation layers keep their scale and shift, as in the authors' code. A layer
+is a module here, weight and bias together, where that code weighs every tensor by itself.
 """
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lepton_rl.agents.arm import PolicyArm
-from lepton_rl.agents.arms.settings import LEARNING_RATE, cross_entropy_only
-from lepton_rl.controls import KEEP, ControlSettings
-from lepton_rl.policy import Policy
-from lepton_rl.signals import GROUP_NAMES, SIGNAL_NAMES
-from lepton_rl.stages import N_STAGES
+from lepton_rl.agents.arms.full_finetune import ARM as FULL_FINETUNE
+from lepton_rl.rollout import RunResult, rollout
+from lepton_rl.solo import SoloEngine
 from lepton_rl.task import VisibleTask
 
-LOW, HIGH = 0.1, 0.5
-_GRADIENTS = [SIGNAL_NAMES.index(f"gradient_{group}") for group in GROUP_NAMES]
-_DEPTH = SIGNAL_NAMES.index("unfrozen_stages")
+BATCHES = 5  # over which norms are averaged
+NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def _everything() -> ControlSettings:
-    return cross_entropy_only(learning_rate=LEARNING_RATE)
+class SurgicalEngine(SoloEngine):
+    """Weighs the learning rate of every layer anew at every step."""
+
+    def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
+        self._layers: list[list[nn.Parameter]] = []
+        self._norms: deque[Tensor] = deque(maxlen=BATCHES)
+        groups: list[dict[str, Any]] = []
+        for module in self.model.modules():
+            layer = [p for p in module.parameters(recurse=False) if p.requires_grad]
+            if not layer or isinstance(module, NORMALISATION):
+                continue
+            groups += [{"params": [p], "factor": self.factors[p], "layer": len(self._layers)} for p in layer]
+            self._layers.append(layer)
+        optimizer = torch.optim.Adam(groups, fused=True)
+        for parameter in (p for layer in self._layers for p in layer):
+            if parameter in state:
+                optimizer.state[parameter] = state[parameter]
+        optimizer.register_step_pre_hook(self._weigh)
+        return optimizer
+
+    @torch.no_grad()
+    def _weigh(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:  # noqa: ANN401
+        self._norms.append(torch.stack([_relative_gradient_norm(layer) for layer in self._layers]))
+        norms = torch.stack(list(self._norms)).mean(0)
+        shares = norms / norms.max().clamp(min=1e-12)
+        for group in optimizer.param_groups:
+            share = shares[group["layer"]]
+            group["lr"] = group["lr"] * (share if isinstance(group["lr"], Tensor) else float(share))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoRGN:
-    """Freeze the lowest stage while it hardly moves, open one more while it moves most."""
-
-    settings: ControlSettings = field(default_factory=_everything)
-
-    def act(self, observations: Tensor, decisions: Tensor, seeds: Tensor) -> Tensor:
-        """Keep all knobs but the number of unfrozen stages."""
-        del seeds
-        actions = torch.tensor(KEEP).repeat(observations.shape[0], 1)
-        for lane, seen in enumerate(observations):
-            if int(decisions[lane]) > 0:  # before the first window there is no gradient
-                actions[lane, 0] = 1 + _move(relative_gradient_norms(seen), round(float(seen[_DEPTH]) * N_STAGES))
-        return actions
+def _relative_gradient_norm(layer: list[nn.Parameter]) -> Tensor:
+    gradients = [p.grad for p in layer if p.grad is not None]
+    return _norm(gradients) / _norm(layer).clamp(min=1e-12)
 
 
-def relative_gradient_norms(observation: Tensor) -> list[float]:
-    """Undo the signals' scale, (log10(|g| / |w|) + 6) / 8, for the four stages and the head."""
-    return [10 ** (8 * float(observation[i]) - 6) for i in _GRADIENTS]
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([x.flatten() for x in tensors]))
+    return norm
 
 
-def _move(norms: list[float], depth: int) -> int:
-    if depth == 0:
-        return 0  # only the head trains: there is no stage to compare
-    share = norms[N_STAGES - depth] / max(norms[N_STAGES - depth :])
-    return -1 if share < LOW else int(share > HIGH and depth < N_STAGES)
+class AutoRGN(PolicyArm):
+    """Full fine-tuning on that engine."""
+
+    def single(self, task: VisibleTask, seed: int) -> RunResult:
+        """Run once."""
+        return rollout(task, self.policy_for(task), seed=seed, engine=SurgicalEngine(task))
 
 
-def _surgical(task: VisibleTask) -> Policy:
-    del task
-    return AutoRGN()
-
-
-ARM = PolicyArm(
+ARM = AutoRGN(
     name="auto-rgn",
     source="Lee et al. 2023, Surgical fine-tuning improves adaptation to distribution shifts",
-    policy_for=_surgical,
+    policy_for=FULL_FINETUNE.policy_for,
 )
