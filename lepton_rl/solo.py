@@ -276,15 +276,19 @@ class SoloEngine(Engine):
 
     def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
         """Make an optimizer of what trains now; what trained before keeps its moments."""
+        optimizer = torch.optim.Adam(self._parameter_groups(), fused=True)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if parameter in state:
+                optimizer.state[parameter] = state[parameter]
+        return optimizer
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what trains now, by its `factor` of the learning rate."""
         alike: dict[float, list[nn.Parameter]] = {}
         for group, live in zip(self.groups, self.live, strict=True):
             for parameter in group if live else ():
                 alike.setdefault(self.factors[parameter], []).append(parameter)
-        optimizer = torch.optim.Adam([{"params": ps, "factor": factor} for factor, ps in alike.items()], fused=True)
-        for parameter in (p for parameters in alike.values() for p in parameters):
-            if parameter in state:
-                optimizer.state[parameter] = state[parameter]
-        return optimizer
+        return [{"params": ps, "factor": factor} for factor, ps in alike.items()]
 
     @torch.no_grad()
     def estimate_statistics(self, side: Side, stages: Tensor) -> None:

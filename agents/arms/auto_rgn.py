@@ -26,20 +26,19 @@ NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 class SurgicalEngine(SoloEngine):
     """Weighs the learning rate of every layer anew at every step."""
 
-    def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         self._layers: list[list[nn.Parameter]] = []
-        self._norms: deque[Tensor] = deque(maxlen=BATCHES)
         groups: list[dict[str, Any]] = []
         for module in self.model.modules():
             layer = [p for p in module.parameters(recurse=False) if p.requires_grad]
-            if not layer or isinstance(module, NORMALISATION):
-                continue
-            groups += [{"params": [p], "factor": self.factors[p], "layer": len(self._layers)} for p in layer]
-            self._layers.append(layer)
-        optimizer = torch.optim.Adam(groups, fused=True)
-        for parameter in (p for layer in self._layers for p in layer):
-            if parameter in state:
-                optimizer.state[parameter] = state[parameter]
+            if layer and not isinstance(module, NORMALISATION):
+                groups += [{"params": [p], "factor": self.factors[p], "layer": len(self._layers)} for p in layer]
+                self._layers.append(layer)
+        return groups
+
+    def _new_optimizer(self, state: Mapping[Any, Any]) -> torch.optim.Adam:
+        optimizer = super()._new_optimizer(state)
+        self._norms: deque[Tensor] = deque(maxlen=BATCHES)
         optimizer.register_step_pre_hook(self._weigh)
         return optimizer
 
