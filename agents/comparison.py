@@ -1,5 +1,6 @@
 """The arm under test against every other, paired: the same tasks, seeds and, where both run one, policies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,10 @@ def _table(ours: Sequence[Row], theirs: Sequence[Row]) -> Scores:
             found.setdefault(task, {}).setdefault(str(policy), []).append(float(row["accuracy"]) - other)
     policies = sorted({policy for one in found.values() for policy in one})
     return np.array(
-        [[np.mean(one[policy]) if policy in one else np.nan for policy in policies] for _, one in sorted(found.items())]
+        [
+            [math.fsum(one[policy]) / len(one[policy]) if policy in one else np.nan for policy in policies]
+            for _, one in sorted(found.items())
+        ]
     )
 
 

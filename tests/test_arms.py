@@ -220,6 +220,8 @@ def test_auto_rgn_gives_every_layer_its_share_of_the_learning_rate():
     still = [name for name in before if name.rpartition(".")[0] not in layers]
     assert still, "normalisation layers"
     assert all(moved[-1][name] == 0 for name in still)
+    known = {p for group in engine.optimizer.param_groups for p in group["params"]}
+    assert known == set(engine.model.parameters()), "a gradient that nobody clears piles up"
 
 
 def test_auto_rgn_is_not_full_finetuning():

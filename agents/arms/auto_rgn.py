@@ -29,9 +29,13 @@ class SurgicalEngine(SoloEngine):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         self._layers: list[list[nn.Parameter]] = []
         groups: list[dict[str, Any]] = []
+        left = {p for p in self.model.parameters() if p.requires_grad}
         for module in self.model.modules():
-            layer = [p for p in module.parameters(recurse=False) if p.requires_grad]
-            if layer and not isinstance(module, NORMALISATION):
+            layer = [p for p in module.parameters(recurse=False) if p in left]
+            left.difference_update(layer)  # what two modules share belongs to the first
+            if isinstance(module, NORMALISATION):
+                groups += [{"params": [p], "factor": 0.0, "layer": None} for p in layer]
+            elif layer:
                 groups += [{"params": [p], "factor": self.factors[p], "layer": len(self._layers)} for p in layer]
                 self._layers.append(layer)
         return groups
@@ -47,7 +51,7 @@ class SurgicalEngine(SoloEngine):
         self._norms.append(torch.stack([_relative_gradient_norm(layer) for layer in self._layers]))
         norms = torch.stack(list(self._norms)).mean(0)
         shares = norms / norms.max().clamp(min=1e-12)
-        for group in optimizer.param_groups:
+        for group in (group for group in optimizer.param_groups if group["layer"] is not None):
             share = shares[group["layer"]]
             group["lr"] = group["lr"] * (share if isinstance(group["lr"], Tensor) else float(share))
 
