@@ -1,6 +1,5 @@
 """The arm under test against every other, paired: the same tasks, seeds and, where both run one, policies."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,10 +67,7 @@ def _table(ours: Sequence[Row], theirs: Sequence[Row]) -> Scores:
             found.setdefault(task, {}).setdefault(str(policy), []).append(float(row["accuracy"]) - other)
     policies = sorted({policy for one in found.values() for policy in one})
     return np.array(
-        [
-            [math.fsum(one[policy]) / len(one[policy]) if policy in one else np.nan for policy in policies]
-            for _, one in sorted(found.items())
-        ]
+        [[np.mean(one[policy]) if policy in one else np.nan for policy in policies] for _, one in sorted(found.items())]
     )
 
 

@@ -186,7 +186,7 @@ def small_benchmark():
 
     def work(out):
         arms = ("source-only", "tuned-default", "tpe", "policy")
-        words = {"arms": arms, "runs": (1, 2, 4), "tasks": 2, "seeds": 1, "policy": ("tuned-default",), "workers": 1}
+        words = {"arms": arms, "runs": (1, 2, 4), "tasks": 3, "seeds": 1, "policy": ("tuned-default",), "workers": 1}
         benchmark(BenchmarkConfig(out=out, **words), TinySuite)
 
     def equal(one, other):

@@ -17,6 +17,7 @@ from stable_baselines3 import PPO
 
 from lepton_rl.agents import distill, guarding, tracking, training_env
 from lepton_rl.agents import training as training_module
+from lepton_rl.agents.experience import play
 from lepton_rl.agents.plans import PLANS
 from lepton_rl.agents.ppo import actor, favour_keep, keep_probabilities
 from lepton_rl.agents.sb3_vec_env import SB3VecEnv, lane_info
@@ -189,11 +190,12 @@ def test_a_training_resumes_to_the_bit(tiny, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory) -> Path:
-    """Six tasks as if they had been played."""
+def taught(suite, tmp_path_factory) -> Path:
+    """A played task, and five as if they had been."""
     folder, rng = tmp_path_factory.mktemp("experience"), np.random.default_rng(0)
-    for index in range(6):
-        (folder / f"{index}.safetensors").write_bytes(made_up(few=index % 2 == 0, rng=rng).to_bytes())
+    played = [play(suite.task("train", 0)), *(made_up(few=index % 2 == 0, rng=rng) for index in range(1, 6))]
+    for index, one in enumerate(played):
+        (folder / f"{index}.safetensors").write_bytes(one.to_bytes())
     return folder
 
 

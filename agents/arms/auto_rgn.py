@@ -1,7 +1,7 @@
 """Full fine-tuning in which every layer has a learning rate of its own: Auto-RGN.
 
-The learning rate of a layer is weighed by its relative gradient norm |g| / |w|, divided by the largest of all layers
-and averaged over the last batches; normalisation layers keep their scale and shift, as in the authors' code. A layer
+The learning rate of a layer is weighed by its relative gradient norm |g| / |w|, averaged over the last batches and
+divided by the largest of all layers; normalisation layers keep their scale and shift, as in the authors' code. A layer
 is a module here, weight and bias together, where that code weighs every tensor by itself.
 """
 
